@@ -1,0 +1,51 @@
+# `make report` and `make test` do all their set-up on a machine that has Python 3.11 or newer and a package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+GRID ?= notebooks/grids/pocket.yaml
+RUNS ?= runs
+THIMBLE := $(RUNS)/thimble
+export MPLBACKEND ?= agg
+
+.PHONY: report test lab grid notebooks bench lint clean
+
+report: $(READY)
+	$(BIN)/saftnb grid notebooks/grids/pocket.yaml --runs $(RUNS)
+	$(BIN)/saftnb report $(RUNS)/pocket -o reports/pocket
+
+# The notebooks run under nbval as copies at thimble size, with a store of their own.
+test: $(READY) lint
+	$(BIN)/python -m pytest tests --cov=saftnb --cov-report=term --durations=10
+	rm -rf $(THIMBLE)
+	$(BIN)/python tests/thimble_notebooks.py $(THIMBLE)
+	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/python -m pytest -v --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout=120 -p no:cacheprovider $(THIMBLE)
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+grid: $(READY)
+	$(BIN)/saftnb grid $(GRID) --runs $(RUNS)
+
+# Re-execute the committed notebooks at their default parameters and keep the outputs.
+notebooks: $(READY)
+	$(BIN)/python tests/execute_notebooks.py
+
+bench: $(READY)
+	$(BIN)/python tests/bench/ties.py
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "saftnb needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(BIN)/python -m saftnb fetch pocket
+	touch $@
+
+clean:
+	rm -rf $(RUNS)/pocket $(RUNS)/thimble reports/pocket

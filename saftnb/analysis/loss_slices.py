@@ -1,0 +1,66 @@
+"""The loss along straight lines through a model's weights."""
+
+import copy
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saftnb.backbones import ImageClassifier, resolve_device
+from saftnb.finetune import ascent_step
+from saftnb.suites import Split
+
+Direction = dict[str, Tensor]
+
+
+def _unit(direction: Direction) -> Direction:
+    norm = math.sqrt(sum(float(d.double().square().sum()) for d in direction.values()))
+    if norm == 0:
+        raise ValueError("the direction is zero: the loss has no gradient here")
+    return {name: d / norm for name, d in direction.items()}
+
+
+def random_direction(model: ImageClassifier, seed: int) -> Direction:
+    """A Gaussian direction over all weights of the tower, of norm 1."""
+    generator = torch.Generator().manual_seed(seed)
+    return _unit({name: torch.randn(p.shape, generator=generator) for name, p in model.tower.named_parameters()})
+
+
+def ascent_direction(model: ImageClassifier, split: Split, perturbation: str = "sam", *, device: str = "auto") -> Direction:
+    """The direction of `SharpnessAware`'s perturbation ε for the mean loss over a split, scaled to norm 1."""
+    where = resolve_device(device)
+    twin = copy.deepcopy(model).to(where).eval()
+    twin.tower.requires_grad_(True)
+    for images, labels in zip(split.images.split(500), split.labels.split(500), strict=True):
+        loss = F.cross_entropy(twin(images.to(where)), labels.to(where), reduction="sum") / len(split)
+        loss.backward()
+    named = list(twin.tower.named_parameters())
+    steps = ascent_step(named, perturbation)
+    return _unit({name: step.detach().cpu() for (name, _), step in zip(named, steps, strict=True)})
+
+
+@torch.no_grad()
+def loss_slice(
+    model: ImageClassifier, direction: Direction, distances: Sequence[float], split: Split, *, device: str = "auto"
+) -> pd.DataFrame:
+    """Mean cross-entropy and accuracy over a split at θ + t·direction, for every distance t.
+
+    Returns columns distance (in units of ‖direction‖₂, 1 for the directions above), loss (nats), accuracy (0 to 1).
+    The model is left as it was.
+    """
+    where = resolve_device(device)
+    twin = copy.deepcopy(model).to(where).eval()
+    parameters = dict(twin.tower.named_parameters())
+    origin = {name: p.clone() for name, p in parameters.items()}
+    images, labels = split.images.to(where), split.labels.to(where)
+    rows = []
+    for distance in distances:
+        for name, p in parameters.items():
+            p.copy_(origin[name] + distance * direction[name].to(where))
+        out = torch.cat([twin(batch) for batch in images.split(500)])
+        accuracy = (out.argmax(dim=1) == labels).float().mean().item()
+        rows.append({"distance": float(distance), "loss": F.cross_entropy(out, labels).item(), "accuracy": accuracy})
+    return pd.DataFrame(rows)

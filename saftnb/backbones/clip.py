@@ -1,0 +1,127 @@
+"""`Backbone`: a frozen CLIP, its trainable image tower with unfused attention, and its zero-shot heads."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from open_clip import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from saftnb.backbones.attention import unfuse_attention
+
+POCKET_FOLDER = Path(__file__).parent / "pocket_clip"
+
+
+class Vocabulary:
+    """open_clip's tokenizer, cut down to the tokens that a small text tower has rows for.
+
+    `tokens` are the kept ids of the full vocabulary in rising order, so that id 0 stays the padding and the
+    end-of-text token stays the largest, which is how the text tower finds it.
+    """
+
+    def __init__(self, tokens: Sequence[int], context_length: int):
+        self.tokens, self.context_length = list(tokens), context_length
+        self._full = SimpleTokenizer(context_length=context_length)
+        self._rows = {token: row for row, token in enumerate(self.tokens)}
+
+    @classmethod
+    def of(cls, texts: Sequence[str], context_length: int) -> "Vocabulary":
+        """The vocabulary that the given texts use."""
+        full = SimpleTokenizer(context_length=context_length)
+        return cls(sorted({0, *full(list(texts)).unique().tolist()}), context_length)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Token rows int64 (n, context_length).
+
+        Raises:
+            ValueError: a text has a token that the text tower never saw.
+        """
+        full = self._full(list(texts))
+        for text, row in zip(texts, full.tolist(), strict=True):
+            unknown = [token for token in row if token not in self._rows]
+            if unknown:
+                words = self._full.decode(unknown).strip()
+                raise ValueError(f"{text!r}: the pocket backbone's vocabulary does not hold {words!r}")
+        return torch.tensor([[self._rows[token] for token in row] for row in full.tolist()])
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen CLIP. `sha256` identifies its weights; `mean` and `std` normalise pixels in [0, 1]."""
+
+    name: str
+    clip: nn.Module
+    tokenize: Callable[[Sequence[str]], Tensor]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sha256: str
+
+    def image_tower(self) -> nn.Module:
+        """A fresh copy of the pre-trained image tower θ0 in evaluation mode, ready to be fine-tuned."""
+        return copy.deepcopy(self.clip.visual).eval()
+
+    @torch.no_grad()
+    def zero_shot_head(self, class_names: Sequence[str], prompts: Sequence[str]) -> Tensor:
+        """Frozen classifier weights (classes, embedding), times exp(logit_scale).
+
+        Per class: normalise every template's embedding, average them, normalise again (CLIP; `SAFT` keeps it frozen).
+        """
+        rows = []
+        for name in class_names:
+            text = self.clip.encode_text(self.tokenize([prompt.format(name) for prompt in prompts]))
+            rows.append(F.normalize(F.normalize(text, dim=-1).mean(dim=0), dim=0))
+        return torch.stack(rows) * self.clip.logit_scale.exp()
+
+
+class ImageClassifier(nn.Module):
+    """An image tower with a frozen head: uint8 images (n, 3, h, w) or pixels in [0, 1] → logits (n, classes).
+
+    logits = head · normalise(tower(x)); only the tower trains, so its parameter names are the task vector's.
+    """
+
+    def __init__(self, tower: nn.Module, head: Tensor, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.tower = tower
+        self.register_buffer("head", head)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+        return F.normalize(self.tower((pixels - self.mean) / self.std), dim=-1) @ self.head.T
+
+
+def build_clip(config: dict) -> CLIP:
+    """An open_clip CLIP from a config in open_clip's own format, with its fused attention."""
+    return CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=False)
+
+
+@cache
+def load_pocket_backbone(folder: Path = POCKET_FOLDER) -> Backbone:
+    """The small CLIP that this project pre-trained, from its folder (see its MODEL_CARD.md).
+
+    Raises:
+        FileNotFoundError: the folder lacks the weights or their config.
+        ValueError: the weights are not those that the config names by hash.
+    """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"the pocket backbone has no {name}; reinstall saftnb")
+    config = json.loads((folder / "config.json").read_text())
+    found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if found != config["sha256"]:
+        raise ValueError(f"the pocket backbone's weights have hash {found[:12]}…, its config says another")
+    clip = build_clip(config)
+    clip.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+    unfuse_attention(clip.visual)
+    clip.requires_grad_(False).eval()
+    vocabulary = Vocabulary(config["tokens"], config["text_cfg"]["context_length"])
+    return Backbone(config["name"], clip, vocabulary, tuple(config["mean"]), tuple(config["std"]), found)

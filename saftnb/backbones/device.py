@@ -1,0 +1,34 @@
+"""Which device to use, and how many threads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """"auto" is the first CUDA device where there is one, else the CPU; any other name is torch's own.
+
+    Raises:
+        ValueError: the device does not exist here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N") from None
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} is not present: {torch.cuda.device_count()} CUDA devices here")
+    return resolved
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run a block with a fixed number of CPU threads: sums differ in their last bits between thread counts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,131 @@
+"""The process in which one notebook runs: ``python -m saftnb.batch.execute``, started only by `run_one`.
+
+It works in its current folder: ``run.ipynb`` is executed in place, and the outcome goes to
+``.outcome.json``. The first line of its standard input is the job. The pipe then stays open, and its end
+means that the launcher is gone, however it died: the kernel is killed and this process leaves.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from traitlets import default
+
+from saftnb.batch.manifest import NOTEBOOK, OUTCOME
+from saftnb.batch.record import write_json
+
+
+class _ThisPython(KernelSpecManager):
+    """Whatever kernels are installed, 'python3' is the interpreter that runs this."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Python 3", language="python", name=kernel_name)
+
+
+class _Kernel(AsyncKernelManager):
+    """A kernel reached through sockets in a private folder: TCP ports are taken by whoever is faster."""
+
+    started: ClassVar[list["_Kernel"]] = []
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(kernel_spec_manager=_ThisPython(), **kwargs)
+        self.sockets = tempfile.mkdtemp(prefix="saftnb-")
+        if os.name == "posix" and len(self.sockets) < 80:  # a socket's path is limited to about 100 bytes
+            self.transport = "ipc"
+        self.connection_file = os.path.join(self.sockets, "kernel.json")
+        _Kernel.started.append(self)
+
+    @default("shutdown_wait_time")
+    def _patience(self) -> float:
+        return 10.0
+
+    def kill_group(self) -> None:
+        """Kill the kernel, and what it started and left behind."""
+        pid = getattr(self.provisioner, "pid", None)
+        try:
+            if pid:
+                os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        shutil.rmtree(self.sockets, ignore_errors=True)
+
+
+def execute(parameters: dict[str, Any], cwd: str) -> dict[str, str]:
+    """Run the notebook with these parameters; returns its ``status`` and, unless done, the ``reason``."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    try:
+        notebook = papermill.execute_notebook(
+            NOTEBOOK, NOTEBOOK, parameters=parameters, cwd=cwd, kernel_name="python3", language="python",
+            kernel_manager_class=_Kernel, progress_bar=False, log_output=True, coalesce_streams=True,
+            start_timeout=180, iopub_timeout=180,
+        )
+    except papermill.PapermillExecutionError as error:
+        return {"status": "failed", "reason": f"{error.ename}: {error.evalue} (cell {error.exec_count})"}
+    except DeadKernelError:
+        return {"status": "killed", "reason": f"the kernel died (cell {_last_started()})"}
+    except Exception as error:
+        logging.getLogger("saftnb").exception("the notebook could not be run")
+        return {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    skipped = [cell for cell in notebook.cells if cell.cell_type == "code" and _was_skipped(cell)]
+    if skipped:  # papermill takes sys.exit(0) for a success
+        return {"status": "failed", "reason": f"stopped early: {len(skipped)} cells were not run"}
+    return {"status": "done"}
+
+
+def _was_skipped(cell: Any) -> bool:
+    meant = "skip-execution" in cell.metadata.get("tags", []) or not cell.source.strip()
+    return cell.execution_count is None and not meant
+
+
+def _last_started() -> int:
+    """The number of the last code cell that papermill began: its own record calls all cells completed."""
+    cells = json.loads(Path(NOTEBOOK).read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
+    return sum(cell["metadata"].get("papermill", {}).get("start_time") is not None for cell in code)
+
+
+def _kill_kernels() -> None:
+    for kernel in _Kernel.started:
+        kernel.kill_group()
+
+
+def _is_true(line: logging.LogRecord) -> bool:
+    """Not papermill's complaints about parameters cells: it reads fewer forms of them than we do."""
+    return not line.getMessage().startswith(("Passed unknown parameter", "Unable to parse line"))
+
+
+def _follow_launcher(stdin: int) -> None:
+    while os.read(stdin, 1024):
+        pass
+    _kill_kernels()
+    os._exit(1)
+
+
+def main() -> None:
+    """Read the job, run it, write the outcome."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_follow_launcher, args=(sys.stdin.fileno(),), daemon=True).start()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_is_true)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=[handler])
+    try:
+        outcome = execute(job["parameters"], job["cwd"])
+    finally:
+        _kill_kernels()
+    write_json(Path(OUTCOME), outcome)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""A grid file becomes a validated list of runs.
+
+    name: pocket                                  # default: the file's stem
+    defaults: {suite: pocket}                     # for the notebooks that declare these parameters
+    jobs: 2                                       # runs at a time
+    threads: 1                                    # for each; default: 1 when jobs > 1, else the machine's
+    runs:
+      - notebook: 01_sharpness_aware_finetuning   # a name in notebooks/, or a path
+        parameters: {seed: 0}
+        sweep: {task: [mnist, digits]}            # every combination
+        zip: {rho: [0.05, 0.5], steps: [50, 60]}  # side by side
+      - notebook: 02_merging_comparison
+        after: [01_sharpness_aware_finetuning]    # waits for all runs of that notebook
+        budget: 120                               # seconds, kept in the manifest
+
+Everything is checked before anything starts; an error is one line with the file and the line in it.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from saftnb.batch.notebooks import Notebook, NotebookError, find_notebook
+from saftnb.batch.parameters import coerce
+from saftnb.batch.source import GridError, GridFile, Place
+
+__all__ = ["Grid", "GridError", "Run", "load_grid"]
+
+GRID_KEYS = ("name", "engine", "defaults", "jobs", "threads", "runs")
+ENTRY_KEYS = ("notebook", "parameters", "sweep", "zip", "after", "budget")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of one notebook. ``parameters`` are all of them, ``overrides`` those that were given."""
+
+    grid: str
+    notebook: Notebook
+    parameters: dict[str, Any]
+    overrides: dict[str, Any]
+    root: Path = field(default=Path("runs"), repr=False)
+    after: tuple[str, ...] = ()
+    budget: float | None = None
+
+    @property
+    def id(self) -> str:
+        """``<notebook>-<hash>``; the hash covers the notebook's name and the effective parameters."""
+        text = json.dumps([self.notebook.name, self.parameters], sort_keys=True, allow_nan=False)
+        return f"{self.notebook.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files are: ``<root>/<grid>/<id>``."""
+        return self.root / self.grid / self.id
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A named list of runs, in the order of the file."""
+
+    name: str
+    runs: tuple[Run, ...]
+    jobs: int = 1
+    threads: int | None = None
+
+
+def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
+    """Read and validate a grid file; run folders will be under ``runs``. Raises GridError."""
+    source = GridFile(Path(file))
+    data = source.keys((), source.data, GRID_KEYS, "the grid")
+    name = data.get("name", source.path.stem)
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == "store":
+        source.fail(("name",), f"the name {name!r} is not made of letters, digits, - _ . (or is 'store')")
+    if data.get("engine", "local") != "local":
+        source.fail(("engine",), f"unknown engine {data['engine']!r}; there is: local")
+    jobs = _count(source, "jobs", data.get("jobs", 1))
+    threads = _count(source, "threads", data["threads"]) if "threads" in data else None
+    entries = data.get("runs")
+    if not isinstance(entries, list) or not entries:
+        source.fail(("runs",), "the grid has no list of runs")
+    notebooks = [_notebook(source, ("runs", i), entry) for i, entry in enumerate(entries)]
+    defaults = _defaults(source, data.get("defaults"), notebooks)
+    made = [
+        [
+            Run(name, notebook, {p.name: p.default for p in notebook.parameters.values()} | given, given,
+                Path(runs).absolute(), budget=_budget(source, ("runs", i, "budget"), entry.get("budget")))
+            for given in _points(source, ("runs", i), entry, notebook, defaults)
+        ]
+        for i, (entry, notebook) in enumerate(zip(entries, notebooks, strict=True))
+    ]
+    _check_distinct(source, made)
+    return Grid(name, tuple(_ordered(source, entries, made)), jobs, threads)
+
+
+def _count(source: GridFile, key: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        source.fail((key,), f"{key} is {value!r}, not a whole number of at least 1")
+    return value
+
+
+def _budget(source: GridFile, place: Place, value: Any) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        source.fail(place, f"budget is {value!r}, not a number of seconds")
+    return float(value)
+
+
+def _notebook(source: GridFile, place: Place, entry: Any) -> Notebook:
+    source.keys(place, entry, ENTRY_KEYS, "a run")
+    wanted = entry.get("notebook")
+    if not isinstance(wanted, str) or not wanted:
+        source.fail((*place, "notebook"), "the run names no notebook")
+    try:
+        return find_notebook(wanted, source.path)
+    except NotebookError as error:
+        source.fail((*place, "notebook"), str(error))
+
+
+def _defaults(source: GridFile, values: Any, notebooks: list[Notebook]) -> dict[str, Any]:
+    values = _mapping(source, ("defaults",), values)
+    for name in values:
+        if not any(name in notebook.parameters for notebook in notebooks):
+            source.fail(("defaults", name), f"no notebook of this grid declares the default '{name}'")
+    return values
+
+
+def _mapping(source: GridFile, place: Place, value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        source.fail(place, f"{place[-1]} is not a mapping from parameter to value")
+    return value or {}
+
+
+def _points(
+    source: GridFile, place: Place, entry: Mapping[str, Any], notebook: Notebook, defaults: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The parameters that one entry gives, coerced: fixed ones x zipped ones x every swept combination."""
+    typed: dict[str, Any] = {}
+    for name, value in defaults.items():
+        if name in notebook.parameters:
+            typed[name] = _coerced(source, ("defaults", name), notebook, name, value)
+    seen: set[str] = set()
+    for name, value in _mapping(source, (*place, "parameters"), entry.get("parameters")).items():
+        seen.add(name)
+        typed[name] = _coerced(source, (*place, "parameters", name), notebook, name, value)
+    axes: dict[str, dict[str, list[Any]]] = {"zip": {}, "sweep": {}}
+    for key, lists in axes.items():
+        for name, values in _mapping(source, (*place, key), entry.get(key)).items():
+            at = (*place, key, name)
+            if name in seen:
+                source.fail(at, f"{notebook.name}: the parameter '{name}' is given twice")
+            if not isinstance(values, list) or not values:
+                source.fail(at, f"{notebook.name}: the {key} over '{name}' is empty or no list")
+            seen.add(name)
+            lists[name] = [_coerced(source, (*at, i), notebook, name, v) for i, v in enumerate(values)]
+    if len({len(values) for values in axes["zip"].values()}) > 1:
+        source.fail((*place, "zip"), f"{notebook.name}: the lists in zip differ in length")
+    rows = list(zip(*axes["zip"].values(), strict=True)) or [()]
+    for row, *swept in itertools.product(rows, *axes["sweep"].values()):
+        yield typed | dict(zip(axes["zip"], row, strict=False)) | dict(zip(axes["sweep"], swept, strict=True))
+
+
+def _coerced(source: GridFile, place: Place, notebook: Notebook, name: str, value: Any) -> Any:
+    if name not in notebook.parameters:
+        declared = ", ".join(notebook.parameters) or "none"
+        source.fail(place, f"{notebook.name}: unknown parameter '{name}'; it declares: {declared}")
+    try:
+        return coerce(value, notebook.parameters[name].kind)
+    except ValueError as error:
+        source.fail(place, f"{notebook.name}: parameter '{name}': {error}")
+
+
+def _check_distinct(source: GridFile, made: list[list[Run]]) -> None:
+    first: dict[str, int] = {}
+    paths: dict[str, Path] = {}
+    for i, runs in enumerate(made):
+        for run in runs:
+            if paths.setdefault(run.notebook.name, run.notebook.path) != run.notebook.path:
+                source.fail(("runs", i), f"two different notebooks are called {run.notebook.name}")
+            if run.id in first:
+                line = source.line(("runs", first[run.id]))
+                source.fail(("runs", i), f"duplicate run of {run.notebook.name}: the entry at line {line} "
+                                         f"already has the parameters {run.overrides}")
+            first[run.id] = i
+
+
+def _ordered(source: GridFile, entries: list[Any], made: list[list[Run]]) -> Iterator[Run]:
+    """The runs with `after` as run ids; unknown names and cycles are errors."""
+    ids: dict[str, list[str]] = {}
+    for runs in made:
+        ids.setdefault(runs[0].notebook.name, []).extend(run.id for run in runs)
+    graph: dict[str, set[str]] = {name: set() for name in ids}
+    for i, (entry, runs) in enumerate(zip(entries, made, strict=True)):
+        after = entry.get("after") or []
+        after = [after] if isinstance(after, str) else after
+        place = ("runs", i, "after")
+        if not isinstance(after, list) or not all(isinstance(name, str) for name in after):
+            source.fail(place, "after is not a list of notebooks")
+        names = [name.rsplit("/", 1)[-1].removesuffix(".ipynb") for name in after]
+        for name in names:
+            if name not in ids:
+                source.fail(place, f"after names '{name}', not in this grid; it has: {', '.join(ids)}")
+        graph[runs[0].notebook.name].update(names)
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            source.fail(place, f"after goes round in a circle: {' <- '.join(error.args[1])}")
+        waits = tuple(dict.fromkeys(run_id for name in names for run_id in ids[name]))
+        yield from (Run(r.grid, r.notebook, r.parameters, r.overrides, r.root, waits, r.budget) for r in runs)

@@ -1,0 +1,105 @@
+"""The command line: ``saftnb grid``, ``saftnb report``, ``saftnb fetch``. Each imports only what it needs."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class _Refused(Exception):
+    """Input that cannot be worked with; the message is one line for the user."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code: 0; 1: a run is not done; 2: bad input; 130: stopped."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except _Refused as refused:
+        print(f"saftnb: {refused}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("saftnb: stopped", file=sys.stderr)
+        return 130
+
+
+@contextmanager
+def _refusing(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn the errors that users can cause into one line; all others keep their traceback."""
+    try:
+        yield
+    except kinds as error:
+        missing = isinstance(error, FileNotFoundError) and error.filename is not None
+        text = f"{error.filename}: no such file" if missing else str(error)
+        raise _Refused(" ".join(text.split())) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="saftnb", description="Grids of notebooks and their reports.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    grid = commands.add_parser("grid", help="run what is missing of a grid of notebooks")
+    grid.add_argument("file", type=Path, metavar="FILE", help="the grid, in YAML")
+    grid.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    grid.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: the grid's, or 1)")
+    grid.add_argument("--dry-run", action="store_true", help="check the grid and say what would be run")
+    grid.add_argument("--force", action="store_true", help="run again what is done and unchanged, too")
+    grid.set_defaults(command=_grid)
+    report = commands.add_parser("report", help="export runs as HTML")
+    report.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")
+    report.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write")
+    report.set_defaults(command=_report)
+    fetch = commands.add_parser("fetch", help="download the data of a suite")
+    fetch.add_argument("suite", metavar="SUITE")
+    fetch.set_defaults(command=_fetch)
+    return parser
+
+
+def _grid(options: argparse.Namespace) -> int:
+    from saftnb.batch.grid import load_grid
+    from saftnb.batch.local import plan, run_grid
+
+    with _refusing(ValueError, FileNotFoundError):
+        if options.jobs is not None and options.jobs < 1:
+            raise ValueError(f"--jobs is {options.jobs}, not a whole number of at least 1")
+        grid = load_grid(options.file, options.runs)
+    if options.dry_run:
+        for run_id, reason in plan(grid, options.force).items():
+            print(f"run      {run_id}: {reason}" if reason else f"skip     {run_id}: done before")
+        return 0
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _stop)
+    try:
+        statuses = run_grid(grid, options.jobs, options.force).values()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if "interrupted" in statuses or "not started" in statuses:
+        return 130
+    return 0 if all(status == "done" for status in statuses) else 1
+
+
+def _report(options: argparse.Namespace) -> int:
+    with _refusing(ValueError, FileNotFoundError):
+        if not options.runs.is_dir():
+            raise FileNotFoundError(f"{options.runs}: no such folder of runs")
+        from saftnb.publish import publish_runs
+
+        publish_runs(options.runs, options.out)
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    with _refusing(ValueError, FileNotFoundError, RuntimeError):
+        from saftnb.suites.sources import fetch
+
+        fetch(options.suite)
+    return 0
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,91 @@
+"""How good a model is: hits and accuracies per task, absolute and normalised."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from saftnb.backbones import resolve_device
+from saftnb.suites import Split, Suite
+from saftnb.task_vector import TaskVector
+
+
+@torch.no_grad()
+def logits(model: nn.Module, images: Tensor, *, device: str = "auto", batch_size: int = 500) -> Tensor:
+    """Logits (n, classes), on the CPU, of uint8 images (n, 3, h, w). The model stays on the device."""
+    where = resolve_device(device)
+    model = model.to(where)
+    return torch.cat([model(batch.to(where)).cpu() for batch in images.split(batch_size)])
+
+
+def hits(model: nn.Module, split: Split, *, device: str = "auto") -> Tensor:
+    """For every picture, whether its largest logit is the label's: bool (n,)."""
+    return logits(model, split.images, device=device).argmax(dim=1) == split.labels
+
+
+def suite_hits(
+    suite: Suite, vector: TaskVector | None = None, *, split: str = "test", device: str = "auto"
+) -> dict[str, Tensor]:
+    """`hits` on every task of one model: θ0 plus `vector`, or the pre-trained θ0 where there is none."""
+    tower = suite.backbone.image_tower()
+    if vector is not None:
+        vector.apply_to(tower)
+    return {
+        name: hits(suite.classifier(name, tower), task.splits[split], device=device)
+        for name, task in suite.tasks.items()
+    }
+
+
+def accuracies(hits_by_task: Mapping[str, Tensor]) -> dict[str, float]:
+    """Share of hits per task, 0 to 1."""
+    return {task: found.double().mean().item() for task, found in hits_by_task.items()}
+
+
+def individual_hits(
+    suite: Suite, vectors: Mapping[str, TaskVector], *, split: str = "test", device: str = "auto"
+) -> dict[str, Tensor]:
+    """`hits` of every task's own fine-tuned model on that task."""
+    return {
+        name: hits(suite.classifier(name, vector.apply_to(suite.backbone.image_tower())), suite.tasks[name].splits[split],
+                   device=device)
+        for name, vector in vectors.items()
+    }  # fmt: skip
+
+
+def normalised(absolute: Mapping[str, float], individual: Mapping[str, float]) -> dict[str, float]:
+    """Absolute accuracy divided by that of the task's own fine-tuned model.
+
+    It rises when the individual accuracy falls: never read it without the absolute one beside.
+    """
+    return {task: absolute[task] / individual[task] for task in absolute}
+
+
+def paired_interval(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Difference in mean accuracy over tasks (ours − theirs) with a paired bootstrap interval over test pictures.
+
+    The models are held fixed: the interval says how much the choice of test pictures matters, and nothing about
+    other training seeds.
+
+    Returns:
+        (difference, low, high), in accuracy from −1 to 1.
+    """
+    generator = np.random.default_rng(seed)
+    total, samples = 0.0, np.zeros(draws)
+    for task in ours:
+        gap = ours[task].numpy().astype(np.int8) - theirs[task].numpy().astype(np.int8)
+        # Resampling n pictures is a multinomial draw over the three values that a paired gap can take.
+        shares = np.array([(gap == value).mean() for value in (-1, 0, 1)])
+        counts = generator.multinomial(len(gap), shares, size=draws)
+        samples += (counts[:, 2] - counts[:, 0]) / len(gap) / len(ours)
+        total += gap.mean() / len(ours)
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return float(total), float(low), float(high)
+
+
+def with_mean(table: pd.DataFrame) -> pd.DataFrame:
+    """Append the column "mean" over tasks; rows are models, columns tasks."""
+    return table.assign(mean=table.mean(axis="columns"))

@@ -1,0 +1,146 @@
+"""The training loop. A run's every step is a function of (suite, task, recipe, seed, step) and nothing else."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from saftnb.backbones import ImageClassifier, threads
+from saftnb.finetune.recipe import Recipe
+from saftnb.finetune.sharpness_aware import SharpnessAware
+from saftnb.suites import Split, Task
+
+CPU_THREADS = 1  # one process per core beats two threads here, and other counts give other bits
+SAVE_EVERY = 50  # steps between saves of the training state
+
+
+def build_optimizer(tower: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW over the named parameters of the tower, inside `SharpnessAware` where the recipe asks for it."""
+    adamw = torch.optim.AdamW(tower.named_parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "adamw":
+        return adamw
+    return SharpnessAware(adamw, recipe.rho, recipe.optimizer)
+
+
+def draw_batch(split: Split, recipe: Recipe, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """The pictures (pixels in [0, 1]) and labels of one step: epochs of fresh shuffles, the last short batch dropped."""
+    size = min(recipe.batch_size, len(split))
+    per_epoch = len(split) // size
+    epoch, position = divmod(step, per_epoch)
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    batch = split[order[position * size : (position + 1) * size]]
+    crops = torch.Generator().manual_seed((seed + 1) * 7_368_787 + step)
+    return random_resized_crop(batch.images, recipe.crop, crops), batch.labels
+
+
+def random_resized_crop(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+    """Crop a random part of each picture and enlarge it bilinearly to the full size.
+
+    uint8 (n, 3, h, w) → pixels in [0, 1]. The part keeps `smallest` to 1 of the area and an aspect ratio of 3/4
+    to 4/3, as torchvision's transform of that name; drawn for the whole batch at once.
+    """
+    n = len(images)
+    area = torch.rand(n, generator=generator) * (1 - smallest) + smallest
+    ratio = (torch.rand(n, generator=generator) * 2 - 1) * math.log(4 / 3)
+    wide, high = (area * ratio.exp()).sqrt().clamp(max=1), (area / ratio.exp()).sqrt().clamp(max=1)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = wide, high
+    theta[:, 0, 2] = (torch.rand(n, generator=generator) * 2 - 1) * (1 - wide)
+    theta[:, 1, 2] = (torch.rand(n, generator=generator) * 2 - 1) * (1 - high)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
+
+
+class Training:
+    """A fine-tuning in progress, which can be saved and gone on from at any step."""
+
+    def __init__(self, classifier: ImageClassifier, task: Task, recipe: Recipe, seed: int, device: torch.device):
+        self.classifier, self.task, self.recipe, self.seed, self.device = classifier.to(device), task, recipe, seed, device
+        classifier.tower.requires_grad_(True)
+        self.optimizer = build_optimizer(classifier.tower, recipe)
+        self.next_step, self.best_accuracy, self.seconds = 0, -1.0, 0.0
+        self.best: dict[str, Tensor] = {}
+        self.history: list[tuple[int, float, float]] = []  # (steps done, training loss, validation accuracy)
+
+    def step(self) -> float:
+        """One optimizer step; returns the loss at the unperturbed weights."""
+        pixels, labels = draw_batch(self.task.train, self.recipe, self.seed, self.next_step)
+        pixels, labels = pixels.to(self.device), labels.to(self.device)
+        parameters = list(self.classifier.tower.parameters())
+        rate = self.recipe.learning_rate(self.next_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            loss = F.cross_entropy(self.classifier(pixels), labels, label_smoothing=self.recipe.label_smoothing)
+            loss.backward()
+            # For SharpnessAware this clips both gradients; the first clip changes nothing, since ε is normalised.
+            nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
+            return loss
+
+        self.classifier.train()
+        loss = self.optimizer.step(closure)
+        self.next_step += 1
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def look(self, loss: float) -> None:
+        """Measure validation accuracy and keep the weights if they are the best so far."""
+        self.classifier.eval()
+        split = self.task.validation
+        hits = [
+            self.classifier(images.to(self.device)).argmax(dim=1).cpu() == labels
+            for images, labels in zip(split.images.split(500), split.labels.split(500), strict=True)
+        ]
+        accuracy = torch.cat(hits).float().mean().item()
+        self.history.append((self.next_step, loss, accuracy))
+        if accuracy > self.best_accuracy:
+            self.best_accuracy = accuracy
+            self.best = {name: p.detach().cpu().clone() for name, p in self.classifier.tower.named_parameters()}
+
+    def state(self) -> dict:
+        return {
+            "tower": self.classifier.tower.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best,
+            "next_step": self.next_step, "best_accuracy": self.best_accuracy, "history": self.history,
+            "seconds": self.seconds,
+        }  # fmt: skip
+
+    def load_state(self, state: dict) -> None:
+        self.classifier.tower.load_state_dict(state["tower"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = [tuple(row) for row in state["history"]]
+        for name in ("best", "next_step", "best_accuracy", "seconds"):
+            setattr(self, name, state[name])
+
+    def run(self, save: Callable[[dict], None], *, label: str, progress: bool) -> None:
+        """Train to the end, saving the state now and then."""
+        steps = self.recipe.steps
+        bar = tqdm(total=steps, initial=self.next_step, desc=label, disable=not progress, mininterval=1)
+        with threads(CPU_THREADS), bar:
+            while self.next_step < steps:
+                start = time.perf_counter()
+                loss = self.step()
+                if self.next_step % self.recipe.evaluate_every == 0 or self.next_step == steps:
+                    self.look(loss)
+                    bar.set_postfix_str(f"validation {self.history[-1][2]:.3f}", refresh=False)
+                self.seconds += time.perf_counter() - start
+                if self.next_step % SAVE_EVERY == 0 and self.next_step < steps:
+                    save(self.state())
+                bar.update()
+
+
+def save_state(state: dict, path: Path) -> None:
+    """Write a training state whole or not at all."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)

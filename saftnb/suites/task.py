@@ -1,0 +1,110 @@
+"""`Task` and `Split`: what a suite is made of."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled pictures: `images` uint8 (n, 3, h, w) and `labels` int64 (n,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self):
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.labels.dtype != torch.int64:
+            raise ValueError("a split holds uint8 images (n, 3, h, w) and int64 labels (n,)")
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images but {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index) -> "Split":
+        return Split(self.images[index], self.labels[index])
+
+    @cached_property
+    def sha256(self) -> str:
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One classification task: its pictures, its class names, and the prompt templates that name a class.
+
+    `origin` is "real" (photographs, scans, drawings made by others) or "rendered" (our own seeded renderer).
+    Every template holds one `{}` for the class name. The three splits share no picture.
+
+    Raises:
+        ValueError: a template without `{}`, fewer than two templates, labels out of range, or a picture that
+            stands in two splits.
+    """
+
+    name: str
+    origin: str
+    class_names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+
+    def __post_init__(self):
+        if len(self.prompts) < 2 or any(prompt.count("{}") != 1 for prompt in self.prompts):
+            raise ValueError(f"{self.name}: needs two or more prompt templates with one {{}} each, got {self.prompts}")
+        seen: set[bytes] = set()
+        for kind, split in self.splits.items():
+            if not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(self.class_names):
+                raise ValueError(f"{self.name}: the {kind} labels do not lie in 0 to {len(self.class_names) - 1}")
+            pictures = {image.tobytes() for image in split.images.numpy()}
+            if seen & pictures:
+                raise ValueError(f"{self.name}: {len(seen & pictures)} pictures of {kind} stand in another split too")
+            seen |= pictures
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @cached_property
+    def sha256(self) -> str:
+        parts = [split.sha256 for split in self.splits.values()] + list(self.class_names) + list(self.prompts)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def divide(images: np.ndarray, labels: np.ndarray, sizes: dict[str, int], seed: int) -> dict[str, Split]:
+    """Disjoint, label-balanced splits: repeated pictures are dropped, the rest is dealt class by class.
+
+    Args:
+        images: uint8 (n, 28, 28) or (n, 3, 28, 28); one channel is repeated three times.
+        labels: integers (n,).
+        sizes: pictures wanted per split, in the order in which the splits are filled.
+        seed: decides the deal.
+
+    Raises:
+        ValueError: fewer distinct pictures than asked for.
+    """
+    _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
+    if len(first) < sum(sizes.values()):
+        raise ValueError(f"{sum(sizes.values())} pictures wanted, {len(first)} distinct ones present")
+    order = np.random.default_rng(seed).permutation(np.sort(first))
+    # Rank within the class first, class second: any prefix of this order is as balanced as the data allow.
+    rank = np.zeros(len(order), dtype=int)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels[order] == label)
+        rank[members] = np.arange(len(members))
+    order = order[np.lexsort((labels[order], rank))]
+    if images.ndim == 3:
+        images = np.repeat(images[:, None], 3, axis=1)
+    splits, start = {}, 0
+    for kind, size in sizes.items():
+        chosen = order[start : start + size]
+        splits[kind] = Split(torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen].astype(np.int64)))
+        start += size
+    return splits

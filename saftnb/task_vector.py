@@ -1,0 +1,335 @@
+"""Task vectors: the shared value of this library.
+
+A task vector τ = θ_tuned − θ_base (Ilharco et al. 2023, arXiv 2212.04089, §2) holds one delta per parameter,
+either a Tensor or `LowRank(B, A)`, which means the product B A without ever forming it.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from numbers import Real
+from operator import add, sub
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+FORMAT = {"format": "pt", "saftnb": "task-vector", "version": "1"}
+FACTORS = ("::B", "::A")  # the suffixes under which a file holds the two factors of a LowRank
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The matrix B A, kept as its factors: B is (O, r), A is (r, I), α/r already inside.
+
+    Sums of LowRanks stay low-rank by concatenation, B₁A₁ + B₂A₂ = [B₁ B₂] [A₁; A₂]: ranks add up.
+    Raises ValueError unless both factors are 2-D floating tensors of one rank, dtype and device.
+    """
+
+    B: Tensor
+    A: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("B", "A"):
+            _require_floating(getattr(self, name), f"LowRank's {name}")
+            object.__setattr__(self, name, getattr(self, name).detach())
+        B, A = self.B, self.A
+        if B.ndim != 2 or A.ndim != 2 or B.shape[1] != A.shape[0]:
+            raise ValueError(
+                f"LowRank takes B (O, r) and A (r, I) of one rank r, got {tuple(B.shape)} and {tuple(A.shape)}"
+            )
+        if (B.dtype, B.device) != (A.dtype, A.device):
+            raise ValueError(
+                f"LowRank's factors differ: B is {B.dtype} on {B.device}, A is {A.dtype} on {A.device}"
+            )
+
+    @property
+    def shape(self) -> torch.Size:
+        """(O, I)."""
+        return torch.Size((self.B.shape[0], self.A.shape[1]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.B.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.B.device
+
+    def numel(self) -> int:
+        """O · I, the entries of the matrix that this stands for."""
+        return self.shape.numel()
+
+    def dense(self) -> Tensor:
+        """B A, (O, I)."""
+        return self.B @ self.A
+
+    def to(self, *args, **kwargs) -> LowRank:
+        """Both factors through `Tensor.to`."""
+        return LowRank(self.B.to(*args, **kwargs), self.A.to(*args, **kwargs))
+
+    def _sum(self, other: LowRank | Tensor, sign: int) -> LowRank | Tensor:
+        if isinstance(other, Tensor):
+            return self.dense() + sign * other
+        if not isinstance(other, LowRank):
+            return NotImplemented
+        if self.shape != other.shape:
+            raise ValueError(f"cannot add LowRanks of shapes {tuple(self.shape)} and {tuple(other.shape)}")
+        return LowRank(torch.cat([self.B, sign * other.B], dim=1), torch.cat([self.A, other.A]))
+
+    def __add__(self, other: LowRank | Tensor) -> LowRank | Tensor:
+        return self._sum(other, 1)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: LowRank | Tensor) -> LowRank | Tensor:
+        return self._sum(other, -1)
+
+    def __rsub__(self, other: LowRank | Tensor) -> LowRank | Tensor:
+        return (-self)._sum(other, 1)
+
+    def __neg__(self) -> LowRank:
+        return LowRank(-self.B, self.A)
+
+    def __mul__(self, scalar: float) -> LowRank:
+        return LowRank(self.B * scalar, self.A) if isinstance(scalar, Real) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scalar: float) -> LowRank:
+        return LowRank(self.B / scalar, self.A) if isinstance(scalar, Real) else NotImplemented
+
+
+Delta = Tensor | LowRank
+
+
+class TaskVector(Mapping[str, Delta]):
+    """A mapping from parameter name to delta, with the arithmetic of a vector space.
+
+    The mapping cannot be changed; its tensors are shared with the caller, detached, not copied.
+    `+` and `-` need equal names and shapes; `*` and `/` take a number. Two task vectors are `==` only if they
+    are the same object: compare values with `torch.testing.assert_close(dict(a.dense()), dict(b.dense()))`.
+    Raises ValueError on a name that is no string or a delta that is no floating tensor.
+    """
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    def __init__(self, deltas: Mapping[str, Delta]) -> None:
+        self._deltas: dict[str, Delta] = {}
+        for name, delta in deltas.items():
+            if not isinstance(name, str):
+                raise ValueError(f"a task vector's names are strings, got {name!r}")
+            if not isinstance(delta, LowRank):
+                _require_floating(delta, f"the delta of {name!r}")
+                delta = delta.detach()
+            self._deltas[name] = delta
+
+    @classmethod
+    def between(cls, base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> TaskVector:
+        """τ = θ_tuned − θ_base of two state dicts (Ilharco et al. 2023, §2).
+
+        Entries that are not floating (counters, position ids) have no delta: they must be equal, and are left
+        out. Raises ValueError on names or shapes that differ, and on such an entry that differs.
+        """
+        require_same_parameters(base, tuned, "base", "tuned")
+        deltas = {}
+        for name, before in base.items():
+            after = tuned[name]
+            if before.is_floating_point() and after.is_floating_point():
+                deltas[name] = after.detach() - before.detach()
+            elif before.dtype != after.dtype or not torch.equal(before, after):
+                raise ValueError(f"{name!r} is not a floating tensor and differs between base and tuned")
+        return cls(deltas)
+
+    def __getitem__(self, name: str) -> Delta:
+        return self._deltas[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._deltas)
+
+    def __len__(self) -> int:
+        return len(self._deltas)
+
+    def __repr__(self) -> str:
+        dtypes = ", ".join(sorted({str(d.dtype).removeprefix("torch.") for d in self.values()})) or "empty"
+        low = sum(isinstance(d, LowRank) for d in self.values())
+        return f"TaskVector({len(self)} parameters, {low} low-rank, {self.numel():,} entries, {dtypes})"
+
+    def _map(self, f: Callable[[Delta], Delta]) -> TaskVector:
+        return TaskVector({name: f(delta) for name, delta in self.items()})
+
+    def _zip(self, other: TaskVector, f: Callable[[Delta, Delta], Delta]) -> TaskVector:
+        if not isinstance(other, TaskVector):
+            return NotImplemented
+        require_same_parameters(self, other, "the left task vector", "the right one")
+        return TaskVector({name: f(delta, other[name]) for name, delta in self.items()})
+
+    def __add__(self, other: TaskVector) -> TaskVector:
+        return self._zip(other, add)
+
+    def __radd__(self, other: int) -> TaskVector:
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # so that sum(vectors) works
+
+    def __sub__(self, other: TaskVector) -> TaskVector:
+        return self._zip(other, sub)
+
+    def __neg__(self) -> TaskVector:
+        return self._map(lambda delta: -delta)
+
+    def __mul__(self, scalar: float) -> TaskVector:
+        return self._map(lambda delta: delta * scalar) if isinstance(scalar, Real) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scalar: float) -> TaskVector:
+        return self._map(lambda delta: delta / scalar) if isinstance(scalar, Real) else NotImplemented
+
+    def numel(self) -> int:
+        """The number of entries, low-rank deltas counted as the matrices they stand for."""
+        return sum(delta.numel() for delta in self.values())
+
+    def norm(self) -> float:
+        """‖τ‖₂ over all entries, in float64; low-rank deltas by ‖B A‖² = ⟨BᵀB, A Aᵀ⟩, never formed."""
+        return sum(_squared_norm(delta) for delta in self.values()) ** 0.5
+
+    def first_not_finite(self) -> str | None:
+        """The name of the first delta that holds a NaN or an infinity, or None."""
+        for name, delta in self.items():
+            parts = (delta.B, delta.A) if isinstance(delta, LowRank) else (delta,)
+            if not all(part.numel() == 0 or torch.isfinite(sum(torch.aminmax(part))) for part in parts):
+                return name
+        return None
+
+    def dense(self) -> TaskVector:
+        """The same task vector with every LowRank multiplied out."""
+        return self._map(lambda delta: delta.dense() if isinstance(delta, LowRank) else delta)
+
+    def to(self, *args, **kwargs) -> TaskVector:
+        """Every tensor through `Tensor.to`: a device, a dtype or both."""
+        return self._map(lambda delta: delta.to(*args, **kwargs))
+
+    def apply_to(self, model: nn.Module) -> nn.Module:
+        """Adds every delta to the parameter or buffer of its name, IN PLACE, and returns the model.
+
+        A parameter that the model holds under two names (tied weights) is changed once. Raises ValueError,
+        before anything is changed, if the model lacks a name, a shape differs, or tied names disagree.
+        """
+        targets = dict(model.named_parameters(remove_duplicate=False))
+        targets |= dict(model.named_buffers(remove_duplicate=False))
+        first: dict[int, str] = {}
+        for name, delta in self.items():
+            target = targets.get(name)
+            if target is None:
+                raise ValueError(f"{type(model).__name__} has no parameter {name!r} to apply a delta to")
+            if target.shape != delta.shape or not target.is_floating_point():
+                raise ValueError(
+                    f"{name!r} is {tuple(target.shape)} {target.dtype} in the model, {tuple(delta.shape)} in the task vector"
+                )
+            twin = first.setdefault(id(target), name)
+            if twin != name and not torch.equal(_dense(self[twin]), _dense(delta)):
+                raise ValueError(f"{twin!r} and {name!r} are one parameter of the model, but their deltas differ")
+        with torch.no_grad():
+            for name in first.values():
+                targets[name].add_(_dense(self[name]).to(targets[name].device))
+        return model
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes a safetensors file, a LowRank as `<name>::B` and `<name>::A`, exactly (dtypes are kept).
+
+        Written beside `path` under a temporary name, synced and renamed: `path` is the old file or the whole
+        new one, never a part. Raises ValueError if a name ends like a factor's.
+        """
+        path = Path(path)
+        tensors: dict[str, Tensor] = {}
+        for name, delta in self.items():
+            if name.endswith(FACTORS):
+                raise ValueError(f"cannot save {name!r}: names ending in ::B or ::A are kept for low-rank factors")
+            parts = zip(FACTORS, (delta.B, delta.A)) if isinstance(delta, LowRank) else [("", delta)]
+            tensors |= {name + suffix: _own_storage(part) for suffix, part in parts}
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            save_file(tensors, temporary, metadata=FORMAT)
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> TaskVector:
+        """Reads what `save` wrote, onto the CPU. Raises ValueError on any other file."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()} if found == FORMAT else None
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+        if tensors is None:
+            raise ValueError(
+                f"{path} is not a task vector of format {FORMAT['version']}: its metadata is {found}"
+            )
+        deltas: dict[str, Delta] = {}
+        for name, tensor in tensors.items():
+            if name.endswith("::B"):
+                deltas[name.removesuffix("::B")] = LowRank(tensor, tensors[name.removesuffix("::B") + "::A"])
+            elif not name.endswith("::A"):
+                deltas[name] = tensor
+        return cls(deltas)
+
+
+def promoted_dtype(deltas: Iterable[Delta], at_least: torch.dtype | None = None) -> torch.dtype:
+    """The narrowest dtype that holds every delta (and `at_least`) exactly, by PyTorch's promotion."""
+    dtypes = [delta.dtype for delta in deltas] + ([at_least] if at_least else [])
+    return reduce(torch.promote_types, dtypes)
+
+
+def require_same_parameters(first: Mapping, second: Mapping, one: str, other: str) -> None:
+    """Raises ValueError, naming the first difference, unless both have the same names and shapes."""
+    for a, b, has, lacks in ((first, second, one, other), (second, first, other, one)):
+        extra = [name for name in a if name not in b]
+        if extra:
+            more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
+            raise ValueError(f"{has} has {', '.join(map(repr, extra[:3]))}{more}, {lacks} has not")
+    for name in first:
+        if first[name].shape != second[name].shape:
+            shapes = tuple(first[name].shape), tuple(second[name].shape)
+            raise ValueError(f"{name!r} is {shapes[0]} in {one} and {shapes[1]} in {other}")
+
+
+def _require_floating(value: object, what: str) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{what} must be a floating-point Tensor or a LowRank, got {kind}")
+
+
+def _dense(delta: Delta) -> Tensor:
+    return delta.dense() if isinstance(delta, LowRank) else delta
+
+
+def _squared_norm(delta: Delta) -> float:
+    if isinstance(delta, Tensor):
+        return float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
+    B, A = delta.B.double(), delta.A.double()
+    return max(float(((B.T @ B) * (A @ A.T)).sum()), 0.0)
+
+
+def _own_storage(tensor: Tensor) -> Tensor:
+    """Contiguous on the CPU and sharing memory with no other tensor, as safetensors demands."""
+    tensor = tensor.cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _sync(path: Path) -> None:
+    """Has the operating system put a file, or a folder's list of names, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

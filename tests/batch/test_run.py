@@ -1,0 +1,316 @@
+"""Real notebooks in real kernels: how each ends, what its manifest says, and when it is run again.
+
+Kernels take seconds to start, so one grid is executed once and each test looks at a part of what it left.
+"""
+
+import getpass
+import json
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from saftnb.batch import load_grid, results, run_grid
+from saftnb.batch import manifest as manifests
+from saftnb.batch import run as runs
+from saftnb.batch.manifest import find_runs, is_done, one_line, reason_to_run
+
+TRAIN = ["""
+import os, sys
+from pathlib import Path
+import saftnb
+from saftnb.batch import record
+from saftnb.batch.record import used_checkpoint
+folder = Path(os.environ["SAFTNB_STORE"]) / task
+trained = not folder.exists()
+if trained:
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+used_checkpoint(folder, "f-" + task)
+record(lr_twice=lr * 2, kind=type(lr).__name__, table={"a": [1]})
+""", """
+seen = [sys.executable, os.getcwd(), os.environ["OMP_NUM_THREADS"], str(Path(saftnb.__file__).parent), trained]
+print("|".join(map(str, seen)))
+"""]
+ORPHAN = """
+import os
+from pathlib import Path
+Path("orphan.pid").write_text(str(os.getpid()))
+os.kill(os.getppid(), 9)
+import time; time.sleep(600)
+"""
+GRID = """
+jobs: 2
+runs:
+  - {notebook: train, zip: {task: [x, y], lr: [1e-3, 1]}}
+  - {notebook: raises, budget: 60}
+  - {notebook: dies}
+  - {notebook: leaves}
+  - {notebook: orphan}
+  - {notebook: silent, after: [dies]}
+"""
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory: pytest.TempPathFactory, write_notebook):
+    """A folder in which GRID was executed once; its statuses and the lines that were printed."""
+    desk = tmp_path_factory.mktemp("of{f}ice")  # papermill formats paths: braces must not matter
+    books = desk / "notebooks"
+    declared = "task: str = 'x'\nlr: float = 0.1  # rate, a = b\nseed: int = 3\ndevice: str = 'cpu'"
+    write_notebook(books / "train.ipynb", *TRAIN, parameters=declared)
+    write_notebook(books / "raises.ipynb", "1", "import warnings", "raise ValueError('\\x1b[31mno\\x1b[0m\\n"
+                   "file /home/jo/data/x.txt')", "2")
+    write_notebook(books / "dies.ipynb", "1", "import os; os._exit(0)", "2")
+    write_notebook(books / "leaves.ipynb", "from saftnb.batch import record; record(a=1)",
+                   "import sys; sys.exit(0)", "2")
+    write_notebook(books / "orphan.ipynb", ORPHAN)
+    write_notebook(books / "silent.ipynb", "1")
+    (desk / "grid.yaml").write_text(GRID)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAFTNB_STORE", str(desk / "store"))
+        patch.chdir(desk)
+        lines: list[str] = []
+        statuses = run_grid(load_grid("grid.yaml"), say=lines.append)
+    return desk, statuses, lines
+
+
+@pytest.fixture
+def copy(office, desk: Path):
+    """The grid of a fresh copy of the office, to be altered."""
+    shutil.copytree(office[0], desk, dirs_exist_ok=True)
+    return load_grid("grid.yaml")
+
+
+def manifest_of(office, notebook: str, task: str = "x") -> tuple[Path, dict]:
+    found = [
+        (folder, manifest)
+        for folder, manifest in find_runs(office[0] / "runs")
+        if manifest["notebook"] == notebook and manifest["parameters"].get("task", task) == task
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_done(office) -> None:
+    folder, manifest = manifest_of(office, "train", "x")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "log.txt", "manifest.json", "results.json", "run.ipynb",
+    ]
+    results = json.loads((folder / "results.json").read_text())
+    assert results == {"lr_twice": 0.002, "kind": "float", "table": {"a": [1]}}
+    assert (manifest["status"], manifest["reason"], manifest["grid"]) == ("done", None, "grid")
+    assert manifest["parameters"] == {"task": "x", "lr": 0.001, "seed": 3, "device": "cpu"}
+    assert manifest["overrides"] == {"task": "x", "lr": 0.001}
+    assert (manifest["seed"], manifest["device"], manifest["threads"]) == (3, "cpu", 1)
+    assert manifest["checkpoints"] == [{"name": "x", "fingerprint": "f-x"}]
+    assert manifest["versions"]["python"] == platform.python_version()
+    assert {"papermill", "torch", "saftnb"} <= manifest["versions"].keys()
+    assert 0 < manifest["seconds"] < 120
+    assert manifest["started"] <= manifest["finished"]
+    assert manifest["started"].endswith("+00:00")
+    assert is_done(folder)
+
+
+def test_the_kernel_is_this_python_in_the_notebooks_folder_with_its_share_of_threads(office) -> None:
+    folder, _ = manifest_of(office, "train", "x")
+    notebook = nbformat.read(folder / "run.ipynb", as_version=4)
+    executable, cwd, threads, package, trained = notebook.cells[-1].outputs[0].text.strip().split("|")
+    assert Path(executable).samefile(sys.executable)
+    assert Path(executable).parent == Path(sys.executable).parent  # the venv's, not what it links to
+    assert Path(cwd) == office[0] / "notebooks"
+    assert (threads, trained) == ("1", "True")
+    assert Path(package) == Path(manifests.__file__).parent.parent
+
+
+def test_failed_killed_and_left_early(office) -> None:
+    expected = {
+        "raises": ("failed", "ValueError: no file …/x.txt (cell 3)"),
+        "dies": ("killed", "the kernel died (cell 2)"),
+        "leaves": ("failed", "stopped early: 1 cells were not run"),
+        "orphan": ("killed", "the notebook's process got SIGKILL"),
+    }
+    for notebook, (status, reason) in expected.items():
+        folder, manifest = manifest_of(office, notebook)
+        assert (manifest["status"], manifest["reason"]) == (status, reason)
+        assert not is_done(folder)
+        assert office[1][folder.name] == status
+    assert manifest_of(office, "raises")[1]["budget"] == 60
+    assert "Kernel died" in (manifest_of(office, "dies")[0] / "log.txt").read_text()
+
+
+def test_a_kernel_whose_process_was_killed_does_not_stay(office) -> None:
+    pid = int((office[0] / "notebooks" / "orphan.pid").read_text())
+    try:
+        kernel = psutil.Process(pid)
+        if kernel.status() != psutil.STATUS_ZOMBIE:
+            kernel.wait(timeout=10)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def test_what_waits_for_a_failure_is_blocked_and_leaves_nothing(office) -> None:
+    desk, statuses, lines = office
+    blocked = [run_id for run_id, status in statuses.items() if status == "blocked"]
+    assert len(blocked) == 1
+    assert blocked[0].startswith("silent-")
+    assert not (desk / "runs" / "grid" / blocked[0]).exists()
+    assert any(line.startswith(f"blocked  {blocked[0]}: dies-") and "is killed" in line for line in lines)
+    assert lines[-1].startswith("grid grid: 7 runs: ")
+    assert all(part in lines[-1] for part in ("2 done", "2 failed", "2 killed", "1 blocked"))
+
+
+def test_manifests_name_no_place_and_no_one(office) -> None:
+    secrets = [str(office[0]), str(Path.home()), str(Path.cwd()), sys.prefix, "/home/"]
+    secrets += [name for name in (platform.node(), getpass.getuser()) if len(name) > 2]
+    for folder, _ in find_runs(office[0] / "runs"):
+        text = (folder / "manifest.json").read_text()
+        assert [secret for secret in secrets if secret in text] == []
+        metadata = nbformat.read(folder / "run.ipynb", as_version=4).metadata
+        assert str(office[0]) not in json.dumps(metadata)
+
+
+def test_reasons_are_cleaned() -> None:
+    raw = f"\x1b[0;31mX\x1b[0m:\n  {Path.home()}/a b/c {platform.node()} /opt/x y/z https://a.org/b/c 1/2 'a/b'"
+    clean = one_line(raw)
+    assert clean.startswith("X: ")
+    assert clean.endswith("…/x y/z https://a.org/b/c 1/2 'a/b'")
+    assert "\x1b" not in clean + one_line("x" * 1000)
+    assert len(one_line("x" * 1000)) == 300
+    assert one_line("no /data/me/f.txt", Path("/data/me")) == "no …/f.txt"
+
+
+def test_results_are_one_tidy_row_per_done_run(office) -> None:
+    frame = results(office[0] / "runs").set_index("task")
+    assert sorted(frame.index) == ["x", "y"]
+    assert list(frame.columns) == ["grid", "run", "notebook", "lr", "seed", "device", "lr_twice", "kind"]
+    assert frame.loc["x", "lr_twice"] == 0.002
+    assert frame.loc["y", "lr_twice"] == 2.0
+    assert frame.loc["y", "kind"] == "float"
+    folder, _ = manifest_of(office, "train", "x")
+    assert len(results(folder)) == 1
+    with pytest.raises(FileNotFoundError, match="no such folder of runs"):
+        results(office[0] / "none")
+
+
+def test_results_keep_a_name_that_is_also_a_parameter_apart(copy, desk: Path, monkeypatch) -> None:
+    finish_with(monkeypatch, "done", {"lr": 5, "seed": 3})
+    runs.run_one(copy.runs[0])
+    row = results(copy.runs[0].folder).iloc[0]
+    assert (row["lr"], row["results.lr"], row["results.seed"]) == (0.001, 5, 3)
+
+
+def test_an_unchanged_grid_does_only_what_is_missing(copy) -> None:
+    reasons = [reason_to_run(run) for run in copy.runs]
+    assert reasons == [None, None, "failed before", "killed before", "failed before", "killed before", "new"]
+
+
+def alter_manifest(folder: Path, **changes: object) -> None:
+    file = folder / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_why_a_done_run_is_run_again(copy, desk: Path, write_notebook, monkeypatch) -> None:
+    run = copy.runs[0]
+    assert reason_to_run(run) is None
+    assert reason_to_run(run, "another hash") == "library changed"
+    for name, reason in [("results.json", "results.json was altered or is gone"),
+                         ("run.ipynb", "run.ipynb was altered or is gone")]:
+        before = (run.folder / name).read_bytes()
+        (run.folder / name).write_bytes(before + b" ")
+        assert (reason_to_run(run), is_done(run.folder)) == (reason, False)
+        (run.folder / name).unlink()
+        assert (reason_to_run(run), is_done(run.folder)) == (reason, False)
+        (run.folder / name).write_bytes(before)
+    assert reason_to_run(run) is None
+    manifest = (run.folder / "manifest.json").read_text()
+    for changes, reason in [({"status": "running"}, "cut off before"), ({"schema": 0}, "its manifest is another"),
+                            ({"parameters": {}}, "its manifest is another")]:
+        alter_manifest(run.folder, **changes)
+        assert reason_to_run(run).startswith(reason)
+        (run.folder / "manifest.json").write_text(manifest)
+    (run.folder / "manifest.json").write_text(manifest[:100])
+    assert (reason_to_run(run), is_done(run.folder)) == ("its manifest cannot be read", False)
+    (run.folder / "manifest.json").write_text(manifest)
+    shutil.rmtree(desk / "store" / "x")
+    assert reason_to_run(run) == "checkpoint x is gone"
+    assert reason_to_run(copy.runs[1]) is None
+    write_notebook(run.notebook.path, *TRAIN, "3", parameters="task: str = 'x'\nlr: float = 0.1\nseed = 3\n"
+                   "device = 'cpu'")
+    assert reason_to_run(load_grid("grid.yaml").runs[0]) == "notebook changed"
+
+
+def test_executing_a_notebook_in_place_is_no_change(copy, desk: Path) -> None:
+    run = copy.runs[0]
+    shutil.copy(run.folder / "run.ipynb", run.notebook.path)  # outputs, counts and an injected cell
+    assert reason_to_run(load_grid("grid.yaml").runs[0]) is None
+
+
+def test_the_librarys_hash_sees_code_and_data_but_not_what_runs_cannot_use(desk: Path, monkeypatch) -> None:
+    package = desk / "saftnb"
+    for name in ("batch/manifest.py", "merging/ties.py", "backbones/w.safetensors", "publish/page.css", "cli.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("a")
+    monkeypatch.setattr(manifests, "__file__", str(package / "batch" / "manifest.py"))
+    before = manifests.library_sha256()
+    for name in ("publish/page.css", "cli.py", "merging/__pycache__/x.pyc", "merging/.x.py.swp", "a.md"):
+        (package / name).parent.mkdir(exist_ok=True)
+        (package / name).write_text("b")
+    assert manifests.library_sha256() == before
+    seen = {before}
+    for name in ("merging/ties.py", "backbones/w.safetensors", "merging/new.py"):
+        (package / name).write_text("b")
+        seen.add(manifests.library_sha256())
+    assert len(seen) == 4
+
+
+def finish_with(monkeypatch, status: str, recorded: dict) -> None:
+    """Let run_one pretend that the notebook ended so."""
+
+    def pretend(run, *_):
+        assert json.loads((run.folder / "manifest.json").read_text())["status"] == "running"
+        (run.folder / "results.json").write_text(json.dumps(recorded))
+        return {"status": status, "reason": "boom"} if status != "done" else {"status": status}
+
+    monkeypatch.setattr(runs, "_execute", pretend)
+
+
+def test_what_was_complete_survives_a_rerun_that_is_not(copy, desk: Path, monkeypatch) -> None:
+    run = copy.runs[0]
+    complete = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    complete["manifest.previous.json"] = complete.pop("manifest.json")
+    previous = run.folder.parent / ".previous" / run.id
+    for status in ("failed", "interrupted", "killed"):  # the second and third find the first's folder
+        finish_with(monkeypatch, status, {"half": 1})
+        assert runs.run_one(run)["status"] == status
+        assert json.loads((run.folder / "manifest.json").read_text())["status"] == status
+        assert {path.name: path.read_bytes() for path in previous.iterdir()} == complete
+        assert len(results(desk / "runs")) == 1  # the other task's
+    finish_with(monkeypatch, "done", {"whole": 1})
+    assert runs.run_one(run)["status"] == "done"
+    assert not previous.exists()
+    assert json.loads((run.folder / "results.json").read_text()) == {"whole": 1}
+
+
+def test_a_rerun_repairs_what_was_altered_and_retrains_only_what_is_gone(copy, desk: Path) -> None:
+    first, second = copy.runs[:2]
+    before = [json.loads((run.folder / "manifest.json").read_text()) for run in (first, second)]
+    shutil.rmtree(desk / "store" / "y")
+    (desk / "grid.yaml").write_text(GRID.split("  - {notebook: raises")[0])
+    lines: list[str] = []
+    statuses = run_grid(load_grid("grid.yaml"), say=lines.append)
+    assert list(statuses.values()) == ["done", "done"]
+    assert [line.split()[0] for line in lines[1:-1]] == ["skip", "start", "done"]
+    assert lines[2].endswith("checkpoint y is gone")
+    assert (desk / "store" / "y" / "manifest.json").exists()
+    after = [json.loads((run.folder / "manifest.json").read_text()) for run in (first, second)]
+    assert after[0] == before[0]
+    assert after[1]["run_sha256"] != before[1]["run_sha256"]
+    assert after[1]["results_sha256"] == before[1]["results_sha256"]
+    assert run_grid(load_grid("grid.yaml"), say=lines.append) == statuses
+    assert [line.split()[0] for line in lines[-3:-1]] == ["skip", "skip"]
+    assert os.environ["SAFTNB_STORE"] == str(desk / "store")

@@ -1,0 +1,300 @@
+"""Fine-tuning is memoised by content, resumable, and the same bits for the same seed."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from saftnb.evaluate import accuracy
+from saftnb.finetune import finetune, recipe, store
+from saftnb.finetune import train as train_module
+from saftnb.finetune.train import Training, draw_batch, random_resized_crop
+from saftnb.suites import load_suite
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAFTNB_STORE", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.fixture(scope="module")
+def suite():
+    return load_suite("thimble")
+
+
+def plan(name="saft", **changes):
+    return recipe(name, "thimble", **{"steps": 6, "warmup": 2, "evaluate_every": 3} | changes)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def count_steps(monkeypatch):
+    steps = []
+    real = Training.step
+    monkeypatch.setattr(Training, "step", lambda self: steps.append(self.next_step) or real(self))
+    return steps
+
+
+def test_trained_once_then_loaded_with_the_same_bits(suite, monkeypatch):
+    steps = count_steps(monkeypatch)
+    first = finetune(suite, "digits", plan(), progress=False)
+    assert len(steps) == 6
+    second = finetune(suite, "digits", plan(), progress=False)
+    assert len(steps) == 6
+    assert equal(first.task_vector, second.task_vector)
+    assert first.history.equals(second.history)
+    assert first.fingerprint == second.fingerprint
+    assert store.used[store.folder_name(first.inputs)] == first.fingerprint
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(suite, fresh_store, monkeypatch):
+    first = finetune(suite, "digits", plan(), progress=False)
+    monkeypatch.setenv("SAFTNB_STORE", str(fresh_store) + "-2")
+    torch.manual_seed(99)  # training draws nothing from the global generator
+    torch.set_num_threads(1)
+    assert equal(first.task_vector, finetune(suite, "digits", plan(), progress=False).task_vector)
+    assert not equal(first.task_vector, finetune(suite, "digits", plan(), seed=1, progress=False).task_vector)
+
+
+def test_everything_that_decides_the_result_is_in_the_fingerprint(suite):
+    from saftnb.finetune.finetune import describe
+
+    base = describe(suite, "digits", plan(), 0, CPU)
+    others = [
+        describe(suite, "patterns", plan(), 0, CPU),
+        describe(suite, "digits", plan(lr=1e-4), 0, CPU),
+        describe(suite, "digits", plan("sgd"), 0, CPU),
+        describe(suite, "digits", plan(), 1, CPU),
+        describe(suite, "digits", plan(), 0, torch.device("cuda")),
+        base | {"data": "other"},
+        base | {"backbone": "other"},
+        base | {"version": 0},
+    ]
+    assert len({store.fingerprint(inputs) for inputs in (base, *others)}) == 9
+    assert set(base["recipe"]) == {field.name for field in dataclasses.fields(plan())}
+
+
+def test_the_result_learns_and_is_the_best_look(suite):
+    result = finetune(suite, "patterns", recipe("sgd", suite), progress=False)
+    assert list(result.history["step"]) == [8, 16, 24]
+    assert result.validation_accuracy == result.history["validation_accuracy"].max()
+    tuned = suite.classifier("patterns")
+    result.task_vector.apply_to(tuned.tower)
+    validation = suite.tasks["patterns"].validation
+    assert accuracy(tuned, validation) == pytest.approx(result.validation_accuracy, abs=0.011)
+    assert accuracy(tuned, validation) > accuracy(suite.classifier("patterns"), validation) + 0.1
+
+
+def test_the_earliest_of_equal_looks_is_kept(suite):
+    training = Training(suite.classifier("digits"), suite.tasks["digits"], plan(lr=0.0), 0, CPU)
+    training.look(0.0)
+    before = {name: p.clone() for name, p in training.best.items()}
+    with torch.no_grad():
+        for p in training.classifier.tower.parameters():
+            p.mul_(1 + 1e-7)
+    training.look(0.0)
+    assert training.history[0][2] == training.history[1][2]
+    assert equal(before, training.best)
+
+
+@pytest.mark.parametrize("name", ["sgd", "saft"])
+def test_a_step_is_the_plain_loop_written_out(suite, name):
+    """Slow reference: AdamW by its formula, the ASAM ascent by its formula, clipping, warm-up."""
+    task, settings = suite.tasks["digits"], plan(name)
+    training = Training(suite.classifier("digits"), task, settings, 0, CPU)
+    model = suite.classifier("digits").train()
+    model.tower.requires_grad_(True)
+    params = list(model.tower.parameters())
+    m, v = [torch.zeros_like(p) for p in params], [torch.zeros_like(p) for p in params]
+    for step in range(3):
+        pixels, labels = draw_batch(task.train, settings, 0, step)
+
+        def gradients(pixels=pixels, labels=labels):
+            return torch.autograd.grad(F.cross_entropy(model(pixels), labels), params)
+
+        g = gradients()
+        if name == "saft":
+            saved = [p.detach().clone() for p in params]
+            norm = sum(((p.abs() * d) ** 2).sum() for p, d in zip(saved, g, strict=True)).sqrt()
+            with torch.no_grad():
+                for p, w, d in zip(params, saved, g, strict=True):
+                    p.copy_(w + settings.rho * w**2 * d / (norm + 1e-12))
+            g = gradients()
+            with torch.no_grad():
+                for p, w in zip(params, saved, strict=True):
+                    p.copy_(w)
+        total = sum((d**2).sum() for d in g).sqrt()
+        g = [d * min(1.0, settings.clip_norm / (total.item() + 1e-6)) for d in g]
+        rate = settings.lr * (step + 1) / 2 if step < 2 else settings.learning_rate(step)
+        with torch.no_grad():
+            for i, p in enumerate(params):
+                m[i], v[i] = 0.9 * m[i] + 0.1 * g[i], 0.999 * v[i] + 0.001 * g[i] ** 2
+                p.mul_(1 - rate * settings.weight_decay)
+                p.sub_(rate * (m[i] / (1 - 0.9 ** (step + 1))) / ((v[i] / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8))
+        training.step()
+    # AdamW's step has size lr whatever the gradient, so weights whose gradient is nearly 0 may differ by 2 lr.
+    ours = torch.cat([p.detach().flatten() for p in training.classifier.tower.parameters()])
+    theirs = torch.cat([p.detach().flatten() for p in params])
+    assert (ours - theirs).abs().mean() < 1e-2 * settings.lr
+
+
+def test_interrupted_training_goes_on_to_the_same_bits(suite, fresh_store, monkeypatch):
+    whole = finetune(suite, "digits", plan(), progress=False)
+    monkeypatch.setenv("SAFTNB_STORE", str(fresh_store) + "-2")
+    monkeypatch.setattr(train_module, "SAVE_EVERY", 2)
+    real = Training.step
+
+    def dies(self):
+        if self.next_step == 5:
+            raise KeyboardInterrupt
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(suite, "digits", plan(), progress=False)
+    steps = count_steps(monkeypatch)
+    resumed = finetune(suite, "digits", plan(), progress=False)
+    assert steps == [4, 5]
+    assert equal(whole.task_vector, resumed.task_vector)
+    assert whole.history.equals(resumed.history)
+    assert not list((store.store_root() / ".partial").glob("*.pt"))
+
+
+def test_a_training_state_that_cannot_be_read_is_left_aside(suite, fresh_store, monkeypatch):
+    inputs_of = finetune(suite, "digits", plan(), progress=False)
+    monkeypatch.setenv("SAFTNB_STORE", str(fresh_store) + "-2")
+    state = store.store_root() / ".partial" / f"{store.folder_name(inputs_of.inputs)}.pt"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"not a training state")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        again = finetune(suite, "digits", plan(), progress=False)
+    assert equal(again.task_vector, inputs_of.task_vector)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "manifest", "missing"])
+def test_a_damaged_checkpoint_is_trained_again(suite, monkeypatch, damage):
+    first = finetune(suite, "digits", plan(), progress=False)
+    folder = store.store_root() / store.folder_name(first.inputs)
+    weights = folder / "task_vector.safetensors"
+    data = bytearray(weights.read_bytes())
+    if damage == "flip":
+        data[-3] ^= 1
+        weights.write_bytes(data)
+    elif damage == "truncate":
+        weights.write_bytes(data[:1000])
+    elif damage == "manifest":
+        (folder / "manifest.json").write_text("{")
+    else:
+        weights.unlink()
+    steps = count_steps(monkeypatch)
+    with pytest.warns(UserWarning, match="is damaged and is trained again"):
+        again = finetune(suite, "digits", plan(), progress=False)
+    assert len(steps) == 6
+    assert equal(first.task_vector, again.task_vector)
+    assert finetune(suite, "digits", plan(), progress=False).fingerprint == first.fingerprint
+
+
+def test_a_failing_write_leaves_no_checkpoint(suite, monkeypatch):
+    monkeypatch.setattr(store.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        finetune(suite, "digits", plan(steps=3), progress=False)
+    assert [p.name for p in store.store_root().iterdir()] == [".partial"]
+
+
+def _train_and_count(queue, folder):
+    os.environ["SAFTNB_STORE"] = folder
+    steps = []
+    real = Training.step
+    Training.step = lambda self: steps.append(0) or real(self)
+    result = finetune(load_suite("thimble"), "digits", plan(), progress=False)
+    queue.put((len(steps), result.fingerprint))
+
+
+def test_two_processes_that_need_the_same_checkpoint_train_it_once(fresh_store):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_train_and_count, args=(queue, str(fresh_store))) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    answers = [queue.get(timeout=100) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert sorted(steps for steps, _ in answers) == [0, 6]
+    assert len({fingerprint for _, fingerprint in answers}) == 1
+
+
+def test_kill_9_in_mid_training_loses_nothing(suite, fresh_store, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent("""
+        from saftnb.finetune import finetune, recipe, train
+        from saftnb.suites import load_suite
+        train.SAVE_EVERY = 5
+        plan = recipe("saft", "thimble", steps=60, warmup=2, evaluate_every=20)
+        finetune(load_suite("thimble"), "digits", plan, progress=False)
+    """))
+    process = subprocess.Popen([sys.executable, script])
+    deadline = time.time() + 60
+    while not list((fresh_store / ".partial").glob("*.pt")) and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not [p for p in fresh_store.iterdir() if p.name != ".partial"]
+    long = plan(steps=60, evaluate_every=20)
+    resumed = finetune(suite, "digits", long, progress=False)
+    os.environ["SAFTNB_STORE"] = str(fresh_store) + "-2"  # the fixture's monkeypatch puts it back
+    assert equal(resumed.task_vector, finetune(suite, "digits", long, progress=False).task_vector)
+
+
+def test_the_manifest_tells_what_was_trained_and_holds_no_path(suite, tmp_path):
+    result = finetune(suite, "digits", plan(), progress=False)
+    text = (store.store_root() / store.folder_name(result.inputs) / "manifest.json").read_text()
+    manifest = json.loads(text)
+    assert manifest["inputs"]["recipe"]["optimizer"] == "asam"
+    assert str(tmp_path) not in text
+
+
+def test_batches_are_shuffled_epochs(suite):
+    split = suite.tasks["digits"].train
+    settings = plan(batch_size=100, crop=1.0)
+    epoch = [draw_batch(split, settings, 0, step)[1] for step in range(2)]
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(torch.cat(epoch), split.labels[order[:200]])
+    assert not torch.equal(draw_batch(split, settings, 0, 2)[1], epoch[0])
+    assert not torch.equal(draw_batch(split, settings, 1, 0)[1], epoch[0])
+
+
+def test_crops_keep_most_of_the_picture():
+    images = torch.randint(0, 256, (50, 3, 28, 28), dtype=torch.uint8)
+    ramp = torch.arange(28, dtype=torch.uint8).expand(50, 3, 28, 28) * 9
+    whole = random_resized_crop(ramp, 0.9, torch.Generator().manual_seed(0)) * 255 / 9
+    span = whole[:, 0, 0, -1] - whole[:, 0, 0, 0]
+    assert span.min() > 27 * 0.82  # √(0.9 · 3/4)
+    assert span.max() <= 27
+    assert span.std() > 0.2
+    again = random_resized_crop(images, 0.9, torch.Generator().manual_seed(0))
+    assert torch.equal(again, random_resized_crop(images, 0.9, torch.Generator().manual_seed(0)))
+
+
+def test_unknown_tasks_and_recipes_stop_before_training(suite):
+    with pytest.raises(KeyError, match="no task 'cars'"):
+        finetune(suite, "cars")
+    with pytest.raises(ValueError, match="no recipe 'saf'"):
+        finetune(suite, "digits", "saf")
+    with pytest.raises(ValueError, match="'gpu' is unknown"):
+        finetune(suite, "digits", device="gpu")
+    assert not store.store_root().exists()

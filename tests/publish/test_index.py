@@ -1,0 +1,267 @@
+"""A folder of runs, one report: the headline first, failures in sight, nothing replaced by a part."""
+
+import re
+from pathlib import Path
+
+import pytest
+from nbformat.v4 import new_code_cell, new_output
+
+import saftnb.publish.index as index_module
+from saftnb.publish import publish_runs
+from saftnb.publish.tables import duration, number
+
+ROOT = Path(index_module.__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def report(runs, tmp_path):
+    """Publish the runs and return the index as text."""
+
+    def publish(**options) -> str:
+        return publish_runs(runs, tmp_path / "report", **options).read_text(encoding="utf-8")
+
+    return publish
+
+
+def rows_of(html: str) -> list[str]:
+    return re.findall(r"<tr.*?</tr>", html.partition('id="runs"')[2], re.DOTALL)
+
+
+def words(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+def test_the_headline_table_and_figure_come_before_the_runs(add_run, report, headline, png):
+    add_run("01_saft-aaaa", results={"headline": headline, "gain": 0.0538})
+    html = report()
+    top, _, below = html.partition('id="runs"')
+    assert words(re.search(r"<article.*?</article>", top, re.DOTALL)[0]).startswith("Flat minima")
+    assert re.search(r'<th scope="row">saft</th><td class="num">0\.755</td>', top)
+    assert re.search(r'<td class="num">0\.701</td>', top)
+    assert f"base64,{png}" in top
+    assert 'alt="Figure 1: The worst loss nearby. SAFT stays above."' in top
+    assert "The flatter, the better" in top
+    assert "gain <b>0.054</b>" in below
+    assert 'href="01_saft-aaaa.html"' in below
+
+
+def test_the_tagged_figure_is_the_headline_else_the_last(add_run, report, headline, cells, figure):
+    other = new_output("display_data", data={"image/png": "QUJD"})
+    add_run("01_tagged-a", results={"headline": headline}, own_cells=[*cells, new_code_cell("x", outputs=[other])])
+    add_run("02_plain-a", results={"headline": headline}, own_cells=[new_code_cell("x", outputs=[figure, other])])
+    first, second = re.findall(r"<article.*?</article>", report(), re.DOTALL)
+    assert "base64,QUJD" not in first
+    assert "base64,QUJD" in second
+
+
+def test_only_done_runs_have_a_headline(add_run, report, headline):
+    add_run("01_a-a", results={"headline": headline, "gain": 1.0}, status="failed", reason="boom")
+    add_run("02_b-a", results={"gain": 0.5})
+    html = report()
+    assert "<article" not in html
+    assert "gain <b>1" not in html
+    assert "gain <b>0.5" in html
+
+
+@pytest.mark.parametrize("table", [{"columns": ["a"]}, {"columns": [], "data": []}, {"columns": ["a"], "data": [1]}, [1], 3])
+def test_a_headline_that_is_no_table_does_not_stop_the_report(add_run, report, table):
+    add_run("01_a-a", results={"headline": table})
+    assert "<article" not in report()
+
+
+def test_failed_runs_are_seen_with_their_reason(add_run, report, tmp_path):
+    add_run("01_a-a")
+    add_run("02_b-b", status="failed", reason="ValueError: unknown method <tiez>\nsecond line")
+    add_run("03_c-c", status="killed", reason="out of memory")
+    html = report()
+    assert "3 runs of 3 notebooks, 1 done, 2 not done" in words(html).replace(" ,", ",")
+    assert 'href="#02_b-b"' in html
+    assert 'id="02_b-b"' in html
+    assert "ValueError: unknown method &lt;tiez&gt; second line" in html
+    assert "out of memory" in html
+    assert "<details" not in html
+    page = (tmp_path / "report" / "02_b-b.html").read_text()
+    assert "unknown method &lt;tiez&gt;" in page
+    assert 'class="status bad">failed' in page
+
+
+def test_a_run_is_done_only_when_its_manifest_says_so(add_run, report, runs, headline):
+    (add_run("01_cut-a", results={"headline": headline}) / "manifest.json").unlink()
+    (add_run("02_torn-a", results={"headline": headline}) / "manifest.json").write_text('{"status": "do')
+    add_run("03_odd-a", results={"headline": headline}, status="finished?")
+    (add_run("04_lost-a") / "run.ipynb").unlink()
+    (add_run("05_broken-a") / "run.ipynb").write_text("{")
+    html = report()
+    assert "<article" not in html
+    for reason in ("manifest.json is missing", "manifest.json cannot be read", "run.ipynb is missing", "run.ipynb cannot be read"):
+        assert reason in html
+    assert html.count('class="status bad">not done') == 3
+    assert "04_lost-a.html" not in html
+
+
+def test_a_sweep_is_grouped_and_named_by_what_was_changed(add_run, report, headline):
+    for name, rho in (("b", 0.2), ("a", 0.05), ("c", 0.1)):
+        add_run(f"03_rho-{name}", overrides={"rho": rho}, results={"headline": headline})
+    add_run("04_other-a", overrides={"keep_share": 0.3})
+    html = report()
+    group, *sweep, alone = rows_of(html)[1:]
+    assert "3 runs" in words(group)
+    assert [words(row).split(" done")[0] for row in sweep] == [
+        f"rho {rho} 75 s of 10 min" for rho in (0.05, 0.1, 0.2)
+    ]
+    assert "keep share 0.3" in words(alone)
+    assert html.count("<article") == 1
+    assert "the same table for 2 other runs" in html
+    assert html.count("base64,") == 1, "folded tables stand without their figures"
+
+
+def test_each_run_has_its_page_with_the_facts(add_run, report, tmp_path):
+    add_run("01_saft-aaaa", overrides={"rho": 0.2}, parameters={"suite": "pocket", "rho": 0.2, "lr": 1e-3})
+    report()
+    html = (tmp_path / "report" / "01_saft-aaaa.html").read_text()
+    facts = words(re.search(r'<dl class="facts">.*?</dl>', html, re.DOTALL)[0])
+    assert facts == "notebook 01_saft status done time 75 s of 10 min parameters rho 0.2 suite pocket lr 0.001"
+    assert re.search(r'class="changed"[^>]*>rho', html)
+    assert not re.search(r'class="changed"[^>]*>suite', html)
+    assert 'href="index.html"' in html
+    assert "secret_call" not in html
+
+
+def test_the_foot_says_commit_date_and_versions(add_run, report):
+    add_run("01_a-a")
+    add_run("02_b-a", finished="2026-02-03T08:00:00+00:00", versions={"torch": "2.15.0"})
+    foot = words(report().partition("<footer>")[2])
+    assert "0123456789ab with uncommitted changes" in foot
+    assert "2026-02-01 10:01 UTC to 2026-02-03 08:00 UTC" in foot
+    assert "torch 2.14.1 and 2.15.0" in foot
+
+
+def test_the_index_is_self_contained_and_carries_no_path(add_run, report, headline, runs):
+    add_run("01_a-a", results={"headline": headline, "store": f"{ROOT}/runs/store"}, overrides={"path": f"{runs}/x"})
+    add_run("02_b-a", status="failed", reason=f"no file {ROOT}/data or {Path.home()}/data")
+    html = report()
+    assert "<script" not in html
+    assert "Content-Security-Policy" in html
+    assert not re.search(r"<(?!a\b)[^>]*\s(?:src|href)\s*=\s*[\"'](?!data:)", html)
+    assert str(ROOT) not in html
+    assert str(Path.home()) not in html
+
+
+def test_the_same_runs_give_the_same_report(add_run, runs, tmp_path, headline):
+    add_run("01_a-a", results={"headline": headline})
+    first, second = (publish_runs(runs, tmp_path / name) for name in ("one", "two"))
+    for file in first.parent.iterdir():
+        assert file.read_bytes() == (second.parent / file.name).read_bytes()
+
+
+def test_runs_that_are_not_there_are_one_clear_line(runs, add_run, tmp_path):
+    out = tmp_path / "report"
+    with pytest.raises(ValueError, match="nowhere is not a folder"):
+        publish_runs(tmp_path / "nowhere", out)
+    with pytest.raises(ValueError, match="holds no runs"):
+        publish_runs(runs, out)
+    run = add_run("01_a-a")
+    with pytest.raises(ValueError, match=r"did you mean .*runs/pocket\?"):
+        publish_runs(runs.parent, out)
+    with pytest.raises(ValueError, match=r"itself a run; give .*runs/pocket$"):
+        publish_runs(run, out)
+    assert not out.exists()
+
+
+def test_a_folder_with_foreign_files_is_refused_and_untouched(add_run, runs, tmp_path):
+    add_run("01_a-a")
+    out = tmp_path / "report"
+    out.mkdir()
+    (out / "thesis.html").write_text("<html>mine</html>")
+    with pytest.raises(ValueError, match=r"holds thesis\.html, which no report wrote"):
+        publish_runs(runs, out)
+    assert [path.name for path in out.iterdir()] == ["thesis.html"]
+    (out / "thesis.html").unlink()
+    publish_runs(runs, out)
+    (out / "notes.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds notes\.md"):
+        publish_runs(runs, out)
+    assert (out / "notes.md").read_text() == "mine"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="not a folder"):
+        publish_runs(runs, tmp_path / "file")
+
+
+def test_a_new_report_replaces_the_old_one_whole(add_run, runs, tmp_path):
+    run = add_run("01_a-a")
+    out = tmp_path / "report"
+    publish_runs(runs, out)
+    run.rename(runs / "02_b-b")
+    publish_runs(runs, out)
+    assert sorted(path.name for path in out.iterdir()) == ["02_b-b.html", "index.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "runs"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("at", ["_run_page", "_index_page"])
+def test_an_interrupted_report_leaves_the_old_one_whole(add_run, runs, tmp_path, monkeypatch, stop, at):
+    add_run("01_a-a")
+    out = tmp_path / "report"
+    publish_runs(runs, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    add_run("02_b-b")
+    original, calls = getattr(index_module, at), []
+
+    def interrupted(*arguments):
+        calls.append(at)
+        if at == "_index_page" or len(calls) == 2:
+            raise stop
+        return original(*arguments)
+
+    monkeypatch.setattr(index_module, at, interrupted)
+    with pytest.raises(stop):
+        publish_runs(runs, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "runs"]
+
+
+def test_a_swap_that_fails_half_way_puts_the_old_report_back(add_run, runs, tmp_path, monkeypatch):
+    add_run("01_a-a")
+    out = tmp_path / "report"
+    publish_runs(runs, out)
+    rename = Path.rename
+
+    def fails(self, target):
+        if self.name.endswith(".partial"):
+            raise OSError("disk")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="disk"):
+        publish_runs(runs, out)
+    assert (out / "index.html").exists()
+
+
+def test_a_crash_between_the_two_renames_is_put_right_by_the_next_report(add_run, runs, tmp_path):
+    add_run("01_a-a")
+    out = tmp_path / "report"
+    publish_runs(runs, out)
+    out.rename(tmp_path / ".report.previous")
+    publish_runs(runs, out)
+    assert (out / "index.html").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "runs"]
+
+
+@pytest.mark.parametrize(
+    ("value", "largest", "text"),
+    [
+        (0.7654321, None, "0.765"), (76.54321, None, "76.5"), (7654.321, None, "7,654"), (3, None, "3"),
+        (-0.5, None, "−0.500"), (-0.0001, 0.9, "0.000"), (0.00012, None, "1.2e−04"), (float("nan"), None, "–"),
+        (float("-inf"), None, "−∞"), (5.0, 80.0, "5.0"), (12000, None, "12,000"), (0.0, None, "0.000"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_as_in_a_table(value, largest, text):
+    assert number(value, largest) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.04, "3.0 s"), (75.2, "75 s"), (600, "10 min"), (7200, "2.0 h"), (None, "–"), ("x", "–")]
+)
+def test_durations_are_said_in_a_fitting_unit(seconds, text):
+    assert duration(seconds) == text
+    assert duration(seconds, 600) == (f"{text} of 10 min" if text != "–" else "–")

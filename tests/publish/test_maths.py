@@ -1,0 +1,102 @@
+"""Formulas become MathML that is well formed, says what the LaTeX says, and can do no harm."""
+
+import re
+from xml.etree.ElementTree import fromstring
+
+import pytest
+
+from saftnb.publish.maths import ATTRIBUTES, ELEMENTS, to_mathml
+
+FORMULAS = [
+    r"\hat\theta = \theta_0 + \lambda \sum_{t=1}^{T} \tau_t",
+    r"\min_w \max_{\|\epsilon\|_2 \le \rho} L(w + \epsilon)",
+    r"\hat\epsilon = \rho\,\frac{T_w^2 \nabla L(w)}{\lVert T_w \nabla L(w) \rVert_2}",
+    r"\left[\Delta W_1 \cdots \Delta W_n\right] = U \Sigma V^\top",
+    r"\operatorname{sign}(\tau) \odot |\tau|",
+    r"\begin{aligned} a &= b \\ c &= d \end{aligned}",
+    r"\begin{cases} 1 & x > 0 \\ 0 & \text{otherwise} \end{cases}",
+    r"\mathbb{E}_{x \sim \mathcal{D}} \log p(y \mid x)",
+    r"\boldsymbol{\theta} \in \mathbb{R}^d",
+    r"a = b \\ c = d",
+]
+
+
+def words(mathml: str) -> str:
+    return "".join(fromstring(mathml).itertext())
+
+
+@pytest.mark.parametrize("display", [False, True])
+@pytest.mark.parametrize("latex", FORMULAS)
+def test_a_formula_is_mathml_of_known_elements_only(latex, display):
+    mathml = to_mathml(latex, display=display)
+    root = fromstring(mathml)  # raises where it is not well formed
+    assert root.tag == "math"
+    assert root.get("display") == ("block" if display else "inline")
+    assert root.get("alttext") == latex
+    for element in root.iter():
+        assert element.tag in ELEMENTS
+        assert set(element.attrib) <= ATTRIBUTES | {"alttext", "mathvariant", "style", "columnalign"}
+        assert "\\" not in (element.text or "")
+        assert "&" not in (element.text or "")
+
+
+def test_letters_keep_their_alphabet_without_attributes():
+    assert words(to_mathml(r"\boldsymbol{\theta}")) == "𝜽"
+    assert words(to_mathml(r"\mathbf{AB1}")) == "𝐀𝐁𝟏"
+    assert words(to_mathml(r"\boldsymbol{\Omega}\boldsymbol{\epsilon}")) == "𝜴𝝐"
+    assert words(to_mathml(r"\mathit{hi}")) == "ℎ𝑖"
+    assert words(to_mathml(r"\mathbb{E}\mathcal{D}")) == "𝔼𝒟"
+
+
+def test_upright_words_are_one_identifier():
+    (word,) = fromstring(to_mathml(r"\mathrm{SAM}")).iter("mi")
+    assert (word.text, word.get("mathvariant")) == ("SAM", "normal")
+
+
+def test_limits_stand_below_in_display_and_beside_in_text():
+    assert "<munder>" in to_mathml(r"\max_x f", display=True)
+    assert "<msub>" in to_mathml(r"\max_x f")
+    assert "<munder>" in to_mathml(r"\operatorname*{arg\,max}_x f", display=True)
+
+
+def test_aligned_rows_are_a_table_aligned_at_the_sign():
+    cells = list(fromstring(to_mathml(r"\begin{aligned} a &= b \\ cc &= d \end{aligned}")).iter("mtd"))
+    assert [cell.get("columnalign") for cell in cells] == ["right", "left"] * 2
+    assert "text-align:right" in cells[0].get("style", "")
+
+
+def test_bars_pair_up_and_one_alone_means_given():
+    norm = [mo.get("form") for mo in fromstring(to_mathml(r"x + \|w\|_2 + |a|")).iter("mo") if mo.text in "‖|"]
+    assert norm == ["prefix", "postfix"] * 2
+    (given,) = [mo for mo in fromstring(to_mathml(r"p(y|x)")).iter("mo") if mo.text == "|"]
+    assert given.get("form") is None
+
+
+@pytest.mark.parametrize("latex", [r"\frac{a}{", r"\unknowncommand{x}", "", r"\begin{tikz}x\end{tikz}", "a & b", "x" * 6000])
+def test_what_cannot_be_converted_is_shown_as_its_source(latex):
+    html = to_mathml(latex, display=True)
+    assert html.startswith('<code class="tex display">')
+    assert latex.replace("&", "&amp;") in html
+
+
+def test_a_macro_that_names_itself_does_not_hang():
+    assert to_mathml(r"\newcommand{\a}{\a\a}\a").startswith("<code")
+
+
+@pytest.mark.parametrize(
+    "latex",
+    [
+        r"\href{javascript:alert(1)}{x}",
+        r"\style{background:url(https://x.example)}{x}",
+        r"\text{&lt;script&gt;alert(1)&lt;/script&gt;}",
+        r"\text{<img src=x onerror=alert(1)>}",
+        "<script>alert(1)</script>",
+        r"\frac{<script>alert(1)</script>}{",
+        r'\text{" onload="alert(1)}',
+    ],
+)
+def test_a_formula_cannot_carry_html(latex):
+    html = to_mathml(latex)
+    inside = re.sub(r'alttext="[^"]*"', "", html)
+    assert not re.search(r"<(?!/?(?:math|m\w+|code)\b)", inside)
+    assert not re.search(r"<[^>]*\b(?:href|onload|onerror|class=\"(?!tex)|url)", inside)

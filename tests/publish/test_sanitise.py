@@ -1,0 +1,140 @@
+"""What an untrusted output may bring into a page, and what it may not."""
+
+import re
+
+import pandas as pd
+import pytest
+
+from saftnb.publish.prose import render_markdown
+from saftnb.publish.sanitise import clean_html, clean_stylesheet
+
+ATTACKS = [
+    "<script>alert(1)</script>",
+    "<script src=https://x.example/a.js></script>",
+    "<img src=x onerror=alert(1)>",
+    "<img src='https://x.example/spy.png'>",
+    "<IMG SRC=JaVaScRiPt:alert(1)>",
+    "<a href='javascript:alert(1)'>x</a>",
+    "<a href=' java\nscript:alert(1)'>x</a>",
+    "<a href='data:text/html,<script>alert(1)</script>'>x</a>",
+    "<a href='vbscript:x'>x</a>",
+    "<iframe src='https://x.example'></iframe>",
+    "<iframe srcdoc='<script>alert(1)</script>'></iframe>",
+    "<object data=x></object><embed src=x>",
+    "<form action=https://x.example><input name=a><button formaction=javascript:alert(1)>x</button></form>",
+    "<svg onload=alert(1)><script>alert(1)</script></svg>",
+    "<math><mtext><script>alert(1)</script></mtext></math>",
+    "<math><mi//xlink:href='data:x,<script>alert(4)</script>'>",
+    "<meta http-equiv=refresh content='0;url=https://x.example'>",
+    "<link rel=stylesheet href=https://x.example/a.css>",
+    "<base href=https://x.example>",
+    "<style>@import 'https://x.example/a.css'; body{background:url(https://x.example)}</style>",
+    "<div style='background:url(https://x.example/a.png)'>x</div>",
+    "<div style='position:fixed;inset:0'>x</div>",
+    "<video src=https://x.example autoplay></video><audio src=x></audio>",
+    "<p onclick=alert(1) onmouseover=alert(1)>x</p>",
+    "<noscript><p title='</noscript><img src=x onerror=alert(1)>'></noscript>",
+    "<!--><script>alert(1)</script>-->",
+    "<table><td background='https://x.example/a.png'>1</td></table>",
+    "<template><script>alert(1)</script></template>",
+    "<img src='data:text/html;base64,PHNjcmlwdD4='>",
+]
+FORBIDDEN = re.compile(
+    r"<\s*/?(?:script|iframe|object|embed|form|input|button|svg|math|meta|link|base|video|audio|style|template)\b"
+    r"|<[^>]*\s(?:on\w+|src|srcdoc|srcset|action|formaction|background|xlink:href)\s*="
+    r"|<[^>]*(?:javascript|vbscript|data:text|url\(|position:)",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attacks_are_dropped(attack):
+    assert FORBIDDEN.search(attack), "the check itself must see this attack"
+    html = clean_html(f"<p>before</p>{attack}<p>after</p>")
+    assert not FORBIDDEN.search(html), html
+    assert "alert(1)</" not in html
+    assert "before" in html
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attacks_are_dropped_from_markdown_cells(attack):
+    assert not FORBIDDEN.search(render_markdown(f"before\n\n{attack}\n\nafter"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '<div title="\n\n$x onmouseover=alert(1)$\n\n">',
+        '<img alt="$x$">',
+        "![$x onerror=alert(1)$](attachment:a.png)",
+        '[x](https://a.example "$y onclick=alert(1)$")',
+        '<a href="#" title="$a$">$b$</a>',
+    ],
+)
+def test_a_formula_is_never_put_into_an_attribute(source):
+    html = render_markdown(source, {"a.png": {"image/png": "AAAA"}})
+    assert not re.search(r"""=\s*"[^"]*<math""", html), html
+    assert "\ue000" not in html
+
+
+def test_harmless_html_survives():
+    html = (
+        '<h2>A</h2><p>b <strong>c</strong> <a href="https://arxiv.org/abs/2010.01412">d</a></p>'
+        '<ul><li>e</li></ul><img src="data:image/png;base64,AAAA" alt="f">'
+    )
+    assert clean_html(html) == html
+
+
+def test_unbalanced_html_cannot_close_what_is_around_it():
+    assert "</main>" not in clean_html("</div></section></main><p>text</p>")
+    assert "text" in clean_html("</div></section></main><p>text</p>")
+
+
+def test_a_pandas_table_survives_with_its_numbers_aligned():
+    frame = pd.DataFrame({"recipe": ["sgd", "saft"], "merged": [0.7, -0.75], "n": [1, 2]})
+    html = clean_html(frame._repr_html_())
+    assert re.search(r'<td class="num">0\.70</td>', html)
+    assert "<td>saft</td>" in html
+    assert re.search(r'<th class="num">merged</th>', html)
+    assert "<th>recipe</th>" in html
+    assert html.count("<tr") == 3
+    assert 'class="scroll" tabindex="0"' in html
+    assert "<style" not in html
+
+
+def test_a_pandas_styler_keeps_its_colours_inside_its_own_table():
+    frame = pd.DataFrame({"merged": [0.7, 0.75]})
+    styler = frame.style.highlight_max(color="#ffe3b3").set_caption("Caption").set_table_attributes('onclick="x"')
+    html = clean_html(styler.to_html())
+    (rule,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    selector = rule.partition("{")[0]
+    assert "background-color:#ffe3b3" in rule
+    assert "color:#1b1f24" in rule, "dark text on a light cell, on a dark page too"
+    assert f'id="{selector.lstrip("#")}"' in html
+    assert "Caption" in html
+    assert "onclick" not in html
+
+
+@pytest.mark.parametrize(
+    "css",
+    [
+        "body { color: red }",
+        "#T_a, body { color: red }",
+        "#T_a ~ * { color: red }",
+        "#T_a { position: fixed }",
+        "#T_a { background: url(https://x.example) }",
+        "#T_a { background: image-set('https://x.example' 1x) }",
+        "#T_a { color: red; } @import 'https://x.example'; @font-face { src: url(https://x.example) }",
+        "#T_a { color: expression(alert(1)) }",
+        "#T_a { background: \\75 rl(https://x.example) }",
+        "#T_a::before { content: 'x' }",
+        "#T_a { color: x</style><script>alert(1)</script> }",
+    ],
+)
+def test_a_stylesheet_reaches_nothing_outside_its_table(css):
+    kept = clean_stylesheet(css)
+    assert kept in ("", "#T_a{color:red}")
+
+
+def test_black_text_is_left_to_the_page():
+    assert clean_html('<span style="color: black; font-weight: bold">x</span>') == '<span style="font-weight:bold">x</span>'

