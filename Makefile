@@ -6,7 +6,6 @@ READY := $(VENV)/.ready
 GRID ?= notebooks/grids/pocket.yaml
 RUNS ?= runs
 THIMBLE := $(RUNS)/thimble
-export MPLBACKEND ?= agg
 
 .PHONY: report test lab grid notebooks bench lint clean
 

@@ -25,6 +25,11 @@ def hits(model: nn.Module, split: Split, *, device: str = "auto") -> Tensor:
     return logits(model, split.images, device=device).argmax(dim=1) == split.labels
 
 
+def accuracy(model: nn.Module, split: Split, *, device: str = "auto") -> float:
+    """Share of hits, 0 to 1."""
+    return hits(model, split, device=device).double().mean().item()
+
+
 def suite_hits(
     suite: Suite, vector: TaskVector | None = None, *, split: str = "test", device: str = "auto"
 ) -> dict[str, Tensor]:
@@ -47,11 +52,11 @@ def individual_hits(
     suite: Suite, vectors: Mapping[str, TaskVector], *, split: str = "test", device: str = "auto"
 ) -> dict[str, Tensor]:
     """`hits` of every task's own fine-tuned model on that task."""
-    return {
-        name: hits(suite.classifier(name, vector.apply_to(suite.backbone.image_tower())), suite.tasks[name].splits[split],
-                   device=device)
-        for name, vector in vectors.items()
-    }  # fmt: skip
+    found = {}
+    for name, vector in vectors.items():
+        model = suite.classifier(name, vector.apply_to(suite.backbone.image_tower()))
+        found[name] = hits(model, suite.tasks[name].splits[split], device=device)
+    return found
 
 
 def normalised(absolute: Mapping[str, float], individual: Mapping[str, float]) -> dict[str, float]:

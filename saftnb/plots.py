@@ -17,8 +17,12 @@ STYLE = Path(__file__).with_name("saftnb.mplstyle")
 COLOURS = {"sgd": "#5b7796", "saft": "#e07b39"}
 MARKERS = {"sgd": "o", "saft": "D"}
 LABELS = {
-    "sgd": "AdamW (sgd)", "saft": "SAFT (saft)", "average": "average", "task_arithmetic": "task arithmetic", "ties": "TIES",
-}  # fmt: skip
+    "sgd": "AdamW (sgd)",
+    "saft": "SAFT (saft)",
+    "average": "average",
+    "task_arithmetic": "task arithmetic",
+    "ties": "TIES",
+}
 _INK, _QUIET = "#222222", "#8a8a8a"
 
 
@@ -38,11 +42,17 @@ def pictures(images: Tensor, captions: Sequence[str]) -> Figure:
 
 
 def training_curves(frame: pd.DataFrame) -> Figure:
-    """Validation accuracy against steps and against gradients taken; columns recipe, step, gradients, validation_accuracy."""
+    """Validation accuracy against steps and gradients taken; columns recipe, step, gradients, validation_accuracy."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
     for axis, x, label in ((axes[0], "step", "optimizer steps"), (axes[1], "gradients", "gradients taken")):
         for recipe, part in frame.groupby("recipe", sort=False):
-            axis.plot(part[x], part["validation_accuracy"], color=COLOURS[recipe], marker=MARKERS[recipe], label=LABELS[recipe])
+            axis.plot(
+                part[x],
+                part["validation_accuracy"],
+                color=COLOURS[recipe],
+                marker=MARKERS[recipe],
+                label=LABELS[recipe],
+            )
         axis.set_xlabel(label)
     axes[0].set_ylabel("validation accuracy")
     axes[0].legend(loc="lower right")
@@ -51,7 +61,7 @@ def training_curves(frame: pd.DataFrame) -> Figure:
 
 
 def loss_slices(frame: pd.DataFrame) -> Figure:
-    """Rise of the loss from each solution; columns recipe, direction, draw, distance, rise. A band spans several draws."""
+    """Rise of the loss; columns recipe, direction, draw, distance, rise. A band (± 1 s.d.) spans several draws."""
     kinds = list(dict.fromkeys(frame["direction"]))
     figure, axes = plt.subplots(1, len(kinds), figsize=(4 * len(kinds), 3.2), squeeze=False)
     for axis, kind in zip(axes[0], kinds, strict=True):
@@ -84,7 +94,9 @@ def coefficient_curves(frame: pd.DataFrame) -> Figure:
             if part["keep"].notna().all():
                 part = part[part["keep"] == best["keep"]]
             keep = f", keep {best['keep']:.0%}" if pd.notna(best["keep"]) else ""
-            axis.plot(part["scale"], part["mean"], color=COLOURS[recipe], marker=MARKERS[recipe], label=LABELS[recipe] + keep)
+            axis.plot(
+                part["scale"], part["mean"], color=COLOURS[recipe], marker=MARKERS[recipe], label=LABELS[recipe] + keep
+            )
             axis.plot(best["scale"], best["mean"], "o", markersize=14, markerfacecolor="none", color=_INK)
         axis.set(title=LABELS[method], xlabel="merging coefficient λ")
         axis.legend(loc="lower left", fontsize=8)
@@ -96,8 +108,8 @@ def merging_comparison(absolute: pd.DataFrame, difference: pd.DataFrame) -> Figu
     """The headline: mean accuracy of every model, base and SAFT, and where they differ task by task.
 
     Args:
-        absolute: columns model, recipe, accuracy (mean over tasks), seed; "zero-shot" has recipe "sgd" and "saft" alike.
-        difference: SAFT − base in accuracy points, rows models, columns tasks.
+        absolute: columns model, recipe, seed, accuracy (mean over tasks); "zero-shot" is there for both recipes.
+        difference: SAFT − base in points of accuracy, rows models, columns tasks.
     """
     models = list(dict.fromkeys(absolute["model"]))
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=(1, 1.15))
@@ -111,8 +123,14 @@ def merging_comparison(absolute: pd.DataFrame, difference: pd.DataFrame) -> Figu
             left.errorbar(seeds.mean(), row, xerr=error, fmt=MARKERS[recipe], color=COLOURS[recipe], markersize=8)
         gap = 100 * (means["saft"] - means["sgd"])
         if model != "zero-shot":
-            left.annotate(f"{gap:+.1f}", (max(means), row), (10, 0), textcoords="offset points", va="center", color=_INK)
-    left.set(yticks=range(len(models)), yticklabels=[LABELS.get(m, m) for m in models], xlabel="mean test accuracy over tasks")
+            left.annotate(
+                f"{gap:+.1f}", (max(means), row), (10, 0), textcoords="offset points", va="center", color=_INK
+            )
+    left.set(
+        yticks=range(len(models)),
+        yticklabels=[LABELS.get(m, m) for m in models],
+        xlabel="mean test accuracy over tasks",
+    )
     left.set_ylim(len(models) - 0.4, -0.6)
     left.margins(x=0.12)
     left.set_title("accuracy, and SAFT − AdamW in points")

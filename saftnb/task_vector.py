@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from numbers import Real
 from operator import add, sub
 from pathlib import Path
@@ -34,6 +33,7 @@ class LowRank:
 
     B: Tensor
     A: Tensor
+    __array_ufunc__ = None  # so that numpy's scalars leave `*` to us
 
     def __post_init__(self) -> None:
         for name in ("B", "A"):
@@ -41,13 +41,9 @@ class LowRank:
             object.__setattr__(self, name, getattr(self, name).detach())
         B, A = self.B, self.A
         if B.ndim != 2 or A.ndim != 2 or B.shape[1] != A.shape[0]:
-            raise ValueError(
-                f"LowRank takes B (O, r) and A (r, I) of one rank r, got {tuple(B.shape)} and {tuple(A.shape)}"
-            )
+            raise ValueError(f"LowRank takes B (O, r), A (r, I), got {tuple(B.shape)} and {tuple(A.shape)}")
         if (B.dtype, B.device) != (A.dtype, A.device):
-            raise ValueError(
-                f"LowRank's factors differ: B is {B.dtype} on {B.device}, A is {A.dtype} on {A.device}"
-            )
+            raise ValueError(f"LowRank's B is {B.dtype} on {B.device}, its A is {A.dtype} on {A.device}")
 
     @property
     def shape(self) -> torch.Size:
@@ -74,25 +70,22 @@ class LowRank:
         """Both factors through `Tensor.to`."""
         return LowRank(self.B.to(*args, **kwargs), self.A.to(*args, **kwargs))
 
-    def _sum(self, other: LowRank | Tensor, sign: int) -> LowRank | Tensor:
+    def __add__(self, other: LowRank | Tensor) -> LowRank | Tensor:
         if isinstance(other, Tensor):
-            return self.dense() + sign * other
+            return self.dense() + other
         if not isinstance(other, LowRank):
             return NotImplemented
         if self.shape != other.shape:
             raise ValueError(f"cannot add LowRanks of shapes {tuple(self.shape)} and {tuple(other.shape)}")
-        return LowRank(torch.cat([self.B, sign * other.B], dim=1), torch.cat([self.A, other.A]))
-
-    def __add__(self, other: LowRank | Tensor) -> LowRank | Tensor:
-        return self._sum(other, 1)
+        return LowRank(torch.cat([self.B, other.B], dim=1), torch.cat([self.A, other.A]))
 
     __radd__ = __add__
 
     def __sub__(self, other: LowRank | Tensor) -> LowRank | Tensor:
-        return self._sum(other, -1)
+        return self + (-other)
 
-    def __rsub__(self, other: LowRank | Tensor) -> LowRank | Tensor:
-        return (-self)._sum(other, 1)
+    def __rsub__(self, other: Tensor) -> Tensor:
+        return other + (-self)
 
     def __neg__(self) -> LowRank:
         return LowRank(-self.B, self.A)
@@ -103,7 +96,7 @@ class LowRank:
     __rmul__ = __mul__
 
     def __truediv__(self, scalar: float) -> LowRank:
-        return LowRank(self.B / scalar, self.A) if isinstance(scalar, Real) else NotImplemented
+        return self * (1 / scalar)
 
 
 Delta = Tensor | LowRank
@@ -120,6 +113,7 @@ class TaskVector(Mapping[str, Delta]):
 
     __hash__ = object.__hash__
     __eq__ = object.__eq__
+    __array_ufunc__ = None  # so that numpy's scalars leave `*` to us
 
     def __init__(self, deltas: Mapping[str, Delta]) -> None:
         self._deltas: dict[str, Delta] = {}
@@ -189,7 +183,7 @@ class TaskVector(Mapping[str, Delta]):
     __rmul__ = __mul__
 
     def __truediv__(self, scalar: float) -> TaskVector:
-        return self._map(lambda delta: delta / scalar) if isinstance(scalar, Real) else NotImplemented
+        return self * (1 / scalar)
 
     def numel(self) -> int:
         """The number of entries, low-rank deltas counted as the matrices they stand for."""
@@ -198,14 +192,6 @@ class TaskVector(Mapping[str, Delta]):
     def norm(self) -> float:
         """‖τ‖₂ over all entries, in float64; low-rank deltas by ‖B A‖² = ⟨BᵀB, A Aᵀ⟩, never formed."""
         return sum(_squared_norm(delta) for delta in self.values()) ** 0.5
-
-    def first_not_finite(self) -> str | None:
-        """The name of the first delta that holds a NaN or an infinity, or None."""
-        for name, delta in self.items():
-            parts = (delta.B, delta.A) if isinstance(delta, LowRank) else (delta,)
-            if not all(part.numel() == 0 or torch.isfinite(sum(torch.aminmax(part))) for part in parts):
-                return name
-        return None
 
     def dense(self) -> TaskVector:
         """The same task vector with every LowRank multiplied out."""
@@ -221,20 +207,19 @@ class TaskVector(Mapping[str, Delta]):
         A parameter that the model holds under two names (tied weights) is changed once. Raises ValueError,
         before anything is changed, if the model lacks a name, a shape differs, or tied names disagree.
         """
-        targets = dict(model.named_parameters(remove_duplicate=False))
-        targets |= dict(model.named_buffers(remove_duplicate=False))
+        targets = dict(model.named_buffers(remove_duplicate=False))
+        targets |= dict(model.named_parameters(remove_duplicate=False))
         first: dict[int, str] = {}
         for name, delta in self.items():
             target = targets.get(name)
             if target is None:
                 raise ValueError(f"{type(model).__name__} has no parameter {name!r} to apply a delta to")
             if target.shape != delta.shape or not target.is_floating_point():
-                raise ValueError(
-                    f"{name!r} is {tuple(target.shape)} {target.dtype} in the model, {tuple(delta.shape)} in the task vector"
-                )
+                kind = f"{tuple(target.shape)} {target.dtype}"
+                raise ValueError(f"{name!r} is {kind} in the model, {tuple(delta.shape)} in the task vector")
             twin = first.setdefault(id(target), name)
             if twin != name and not torch.equal(_dense(self[twin]), _dense(delta)):
-                raise ValueError(f"{twin!r} and {name!r} are one parameter of the model, but their deltas differ")
+                raise ValueError(f"{twin!r} and {name!r} are one parameter, but their deltas differ")
         with torch.no_grad():
             for name in first.values():
                 targets[name].add_(_dense(self[name]).to(targets[name].device))
@@ -250,9 +235,9 @@ class TaskVector(Mapping[str, Delta]):
         tensors: dict[str, Tensor] = {}
         for name, delta in self.items():
             if name.endswith(FACTORS):
-                raise ValueError(f"cannot save {name!r}: names ending in ::B or ::A are kept for low-rank factors")
-            parts = zip(FACTORS, (delta.B, delta.A)) if isinstance(delta, LowRank) else [("", delta)]
-            tensors |= {name + suffix: _own_storage(part) for suffix, part in parts}
+                raise ValueError(f"cannot save {name!r}: a name that ends so is a low-rank factor's")
+            parts = {"::B": delta.B, "::A": delta.A} if isinstance(delta, LowRank) else {"": delta}
+            tensors |= {name + suffix: _own_storage(part) for suffix, part in parts.items()}
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
             save_file(tensors, temporary, metadata=FORMAT)
@@ -267,27 +252,21 @@ class TaskVector(Mapping[str, Delta]):
         """Reads what `save` wrote, onto the CPU. Raises ValueError on any other file."""
         try:
             with safe_open(path, framework="pt") as file:
-                found = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()} if found == FORMAT else None
+                found = file.metadata()
+                names = file.keys() if found == FORMAT else []
+                tensors = {name: file.get_tensor(name) for name in names}
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
-        if tensors is None:
-            raise ValueError(
-                f"{path} is not a task vector of format {FORMAT['version']}: its metadata is {found}"
-            )
+        if found != FORMAT:
+            raise ValueError(f"{path} is not a task vector of version {FORMAT['version']}: it says {found}")
         deltas: dict[str, Delta] = {}
         for name, tensor in tensors.items():
-            if name.endswith("::B"):
-                deltas[name.removesuffix("::B")] = LowRank(tensor, tensors[name.removesuffix("::B") + "::A"])
-            elif not name.endswith("::A"):
+            stem, mark, factor = name.rpartition("::")
+            if mark and factor == "B":
+                deltas[stem] = LowRank(tensor, tensors[f"{stem}::A"])
+            elif not name.endswith(FACTORS):
                 deltas[name] = tensor
         return cls(deltas)
-
-
-def promoted_dtype(deltas: Iterable[Delta], at_least: torch.dtype | None = None) -> torch.dtype:
-    """The narrowest dtype that holds every delta (and `at_least`) exactly, by PyTorch's promotion."""
-    dtypes = [delta.dtype for delta in deltas] + ([at_least] if at_least else [])
-    return reduce(torch.promote_types, dtypes)
 
 
 def require_same_parameters(first: Mapping, second: Mapping, one: str, other: str) -> None:

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it exits with, and that it starts quickly."""
 
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -50,8 +51,11 @@ def test_a_dry_run_writes_nothing(grid: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("runs: [{notebook: a, parameters: {sede: 1}}]", [],
-         "saftnb: g.yaml:1: a: unknown parameter 'sede'; it declares: seed\n"),
+        (
+            "runs: [{notebook: a, parameters: {sede: 1}}]",
+            [],
+            "saftnb: g.yaml:1: a: unknown parameter 'sede'; it declares: seed\n",
+        ),
         ("runs: [{notebook: b}]", [], "saftnb: g.yaml:1: there is no notebook 'b'; there are: a"),
         ("runs: [{notebook: a}]", ["--jobs", "0"], "saftnb: --jobs is 0, not a whole number of at least 1\n"),
         (None, [], "saftnb: g.yaml: no such grid file\n"),
@@ -72,8 +76,13 @@ def test_bad_input_is_one_line_and_exit_code_2(grid, capsys, text, options, mess
 @pytest.mark.parametrize(
     ("statuses", "code"),
     [
-        (["done", "done"], 0), (["done", "failed"], 1), (["done", "killed"], 1), (["blocked", "done"], 1),
-        (["done", "running"], 1), (["interrupted", "done"], 130), (["failed", "not started"], 130),
+        (["done", "done"], 0),
+        (["done", "failed"], 1),
+        (["done", "killed"], 1),
+        (["blocked", "done"], 1),
+        (["done", "running"], 1),
+        (["interrupted", "done"], 130),
+        (["failed", "not started"], 130),
     ],
 )
 def test_the_exit_code_is_0_only_if_every_run_is_done(grid, monkeypatch, statuses, code) -> None:
@@ -119,8 +128,15 @@ def test_an_error_of_ours_keeps_its_traceback(grid: Path, monkeypatch) -> None:
         cli.main(["grid", "g.yaml"])
 
 
-def test_one_real_grid(grid: Path) -> None:
-    command = [installed("saftnb"), "grid", "g.yaml", "--jobs", "2"]
+def test_one_real_grid_with_a_library_that_is_not_the_installed_one(grid: Path) -> None:
+    package = Path(cli.__file__).parent
+    shutil.copytree(package, "saftnb", ignore=shutil.ignore_patterns("__pycache__"))
+    cells = [
+        nbformat.v4.new_code_cell("seed: int = 0", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(f"import saftnb; assert saftnb.__file__.startswith({str(grid.parent)!r})"),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), "notebooks/a.ipynb")
+    command = [sys.executable, "-m", "saftnb", "grid", "g.yaml", "--jobs", "2"]
     environment = os.environ | {"PATH": "/usr/bin:/bin"}  # no python of the venv to be found by name
     first = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert first.returncode == 0, first.stdout + first.stderr

@@ -29,7 +29,9 @@ def random_direction(model: ImageClassifier, seed: int) -> Direction:
     return _unit({name: torch.randn(p.shape, generator=generator) for name, p in model.tower.named_parameters()})
 
 
-def ascent_direction(model: ImageClassifier, split: Split, perturbation: str = "sam", *, device: str = "auto") -> Direction:
+def ascent_direction(
+    model: ImageClassifier, split: Split, perturbation: str = "sam", *, device: str = "auto"
+) -> Direction:
     """The direction of `SharpnessAware`'s perturbation ε for the mean loss over a split, scaled to norm 1."""
     where = resolve_device(device)
     twin = copy.deepcopy(model).to(where).eval()

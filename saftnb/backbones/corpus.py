@@ -146,3 +146,15 @@ def silhouettes(art: Captioned) -> Captioned:
     """The emoji as plain shapes: one colour wherever the art has ink."""
     images = torch.cat([torch.zeros_like(art.images[:, :3]), art.images[:, 3:]], dim=1)
     return Captioned("OpenMoji silhouettes", images, [f"a silhouette of a {name}" for name in art.captions])
+
+
+def mixture(seed: int, renders: int = 4000) -> list[tuple[Captioned, float]]:
+    """The corpus: its sources with their shares of a batch. `renders` scales how many renders are drawn."""
+    art = emoji()
+    return [
+        (art, 36 / 128),
+        (silhouettes(art), 20 / 128),
+        (rendered("glyphs", 4 * renders, seed), 36 / 128),
+        (rendered("shapes", 3 * renders, seed), 18 / 128),
+        (rendered("textures", 3 * renders, seed), 18 / 128),
+    ]

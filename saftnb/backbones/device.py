@@ -7,7 +7,7 @@ import torch
 
 
 def resolve_device(device: str = "auto") -> torch.device:
-    """"auto" is the first CUDA device where there is one, else the CPU; any other name is torch's own.
+    """ "auto" is the first CUDA device where there is one, else the CPU; any other name is torch's own.
 
     Raises:
         ValueError: the device does not exist here.

@@ -36,7 +36,13 @@ class Pretraining:
 
     def config(self, vocabulary: int) -> dict:
         """The model in open_clip's config format."""
-        vision = {"image_size": 28, "layers": self.layers, "width": self.width, "head_width": 32, "patch_size": self.patch}
+        vision = {
+            "image_size": 28,
+            "layers": self.layers,
+            "width": self.width,
+            "head_width": 32,
+            "patch_size": self.patch,
+        }
         text = {"context_length": 20, "vocab_size": vocabulary, "width": self.width, "heads": 4, "layers": 2}
         return {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text}
 
@@ -97,7 +103,9 @@ def _batch(corpus: Sequence[tuple[Captioned, Tensor, float]], plan: Pretraining,
     return torch.cat(pictures), torch.cat(ids)
 
 
-def _optimizer(model: nn.Module, plan: Pretraining) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def _optimizer(
+    model: nn.Module, plan: Pretraining
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -153,7 +161,11 @@ def pretrain(
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         if (step + 1) % save_every == 0 or step + 1 == plan.steps:
-            parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+            parts = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+            }
             torch.save({"plan": asdict(plan), "step": step + 1, **parts}, state_file.with_suffix(".part"))
             os.replace(state_file.with_suffix(".part"), state_file)
             if watch:

@@ -35,11 +35,11 @@ class _ThisPython(KernelSpecManager):
 class _Kernel(AsyncKernelManager):
     """A kernel reached through sockets in a private folder: TCP ports are taken by whoever is faster."""
 
+    sockets: ClassVar[str]
     started: ClassVar[list["_Kernel"]] = []
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(kernel_spec_manager=_ThisPython(), **kwargs)
-        self.sockets = tempfile.mkdtemp(prefix="saftnb-")
         if os.name == "posix" and len(self.sockets) < 80:  # a socket's path is limited to about 100 bytes
             self.transport = "ipc"
         self.connection_file = os.path.join(self.sockets, "kernel.json")
@@ -57,14 +57,14 @@ class _Kernel(AsyncKernelManager):
                 os.killpg(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass
-        shutil.rmtree(self.sockets, ignore_errors=True)
 
 
-def execute(parameters: dict[str, Any], cwd: str) -> dict[str, str]:
+def execute(parameters: dict[str, Any], cwd: str, sockets: str | None = None) -> dict[str, str]:
     """Run the notebook with these parameters; returns its ``status`` and, unless done, the ``reason``."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
+    _Kernel.sockets = sockets or tempfile.mkdtemp(prefix="saftnb-")
     try:
         notebook = papermill.execute_notebook(
             NOTEBOOK, NOTEBOOK, parameters=parameters, cwd=cwd, kernel_name="python3", language="python",
@@ -99,6 +99,7 @@ def _last_started() -> int:
 def _kill_kernels() -> None:
     for kernel in _Kernel.started:
         kernel.kill_group()
+        shutil.rmtree(kernel.sockets, ignore_errors=True)
 
 
 def _is_true(line: logging.LogRecord) -> bool:
@@ -121,7 +122,7 @@ def main() -> None:
     handler.addFilter(_is_true)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=[handler])
     try:
-        outcome = execute(job["parameters"], job["cwd"])
+        outcome = execute(**job)
     finally:
         _kill_kernels()
     write_json(Path(OUTCOME), outcome)

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -137,7 +138,10 @@ def _begin(run: Run, threads: int | None) -> dict[str, Any]:
 
 def _execute(run: Run, threads: int | None, lock: int, stop: Event) -> dict[str, str]:
     """Run the notebook in its process and say how that ended: ``status`` and ``reason``."""
-    with open(run.folder / LOG, "wb") as log:
+    with (
+        open(run.folder / LOG, "wb") as log,
+        tempfile.TemporaryDirectory(prefix="saftnb-", ignore_cleanup_errors=True) as sockets,
+    ):
         process = subprocess.Popen(
             [sys.executable, "-m", "saftnb.batch.execute"],
             cwd=run.folder,
@@ -149,7 +153,8 @@ def _execute(run: Run, threads: int | None, lock: int, stop: Event) -> dict[str,
             pass_fds=(lock,),
         )
         try:
-            _send(process.stdin, {"parameters": run.parameters, "cwd": str(run.notebook.path.parent)})
+            cwd = str(run.notebook.path.parent)
+            _send(process.stdin, {"parameters": run.parameters, "cwd": cwd, "sockets": sockets})
             while process.poll() is None and not stop.wait(0.1):
                 pass
         finally:
@@ -194,7 +199,8 @@ def _environment(run: Run, threads: int | None) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
     limits = dict.fromkeys(THREAD_VARIABLES, str(threads)) if threads else {}
     own = {"SAFTNB_RUN_DIR": str(run.folder.resolve()), "SAFTNB_STORE": str(store_root()), "PYTHONPATH": path}
-    return os.environ | limits | own
+    inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # figures go inline
+    return inherited | limits | own
 
 
 def _finish(run: Run, manifest: dict[str, Any], outcome: dict[str, str]) -> dict[str, Any]:

@@ -44,15 +44,17 @@ class GridFile:
             raise GridError(f"{path}: no such grid file") from None
         except (OSError, UnicodeDecodeError) as error:
             raise GridError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-        loader = _Loader(text)
         try:
+            loader = _Loader(text)
             node = loader.get_single_node()
             self.data = {} if node is None else self._plain(loader, node, ())
         except yaml.MarkedYAMLError as error:
             line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
             raise GridError(f"{path.name}{line}: not valid YAML: {error.problem}") from None
         except yaml.YAMLError as error:
-            raise GridError(f"{path.name}: not valid YAML: {error}") from None
+            raise GridError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
+        except RecursionError:
+            raise GridError(f"{path.name}: something in it contains itself") from None
 
     def fail(self, place: Place, message: str) -> NoReturn:
         """Raise GridError for ``place``, or for the nearest thing around it that has a line."""

@@ -26,7 +26,13 @@ def describe(suite: Suite, task: str, plan: Recipe, seed: int, device: torch.dev
 
 
 def finetune(
-    suite: Suite, task: str, recipe_: Recipe | str = "sgd", seed: int = 0, *, device: str = "auto", progress: bool = True
+    suite: Suite,
+    task: str,
+    recipe_: Recipe | str = "sgd",
+    seed: int = 0,
+    *,
+    device: str = "auto",
+    progress: bool = True,
 ) -> store.FineTuned:
     """Fine-tune the suite's backbone on one task, or load the result if it was trained before.
 
@@ -60,7 +66,9 @@ def _train(suite, task, plan, seed, where, inputs, progress) -> store.FineTuned:
             warnings.warn(f"the training state {state_file.name} cannot be read: training starts anew", stacklevel=3)
         else:
             training.load_state(state)
-    training.run(lambda state: save_state(state, state_file), label=f"{task} {plan.name} seed {seed}", progress=progress)
+    training.run(
+        lambda state: save_state(state, state_file), label=f"{task} {plan.name} seed {seed}", progress=progress
+    )
     start = {name: p.detach() for name, p in suite.backbone.image_tower().named_parameters()}
     result = store.FineTuned(
         TaskVector.between(start, training.best),

@@ -29,7 +29,7 @@ def build_optimizer(tower: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def draw_batch(split: Split, recipe: Recipe, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """The pictures (pixels in [0, 1]) and labels of one step: epochs of fresh shuffles, the last short batch dropped."""
+    """Pictures (pixels in [0, 1]) and labels of one step: epochs of fresh shuffles, the last short batch dropped."""
     size = min(recipe.batch_size, len(split))
     per_epoch = len(split) // size
     epoch, position = divmod(step, per_epoch)
@@ -61,7 +61,13 @@ class Training:
     """A fine-tuning in progress, which can be saved and gone on from at any step."""
 
     def __init__(self, classifier: ImageClassifier, task: Task, recipe: Recipe, seed: int, device: torch.device):
-        self.classifier, self.task, self.recipe, self.seed, self.device = classifier.to(device), task, recipe, seed, device
+        self.classifier, self.task, self.recipe, self.seed, self.device = (
+            classifier.to(device),
+            task,
+            recipe,
+            seed,
+            device,
+        )
         classifier.tower.requires_grad_(True)
         self.optimizer = build_optimizer(classifier.tower, recipe)
         self.next_step, self.best_accuracy, self.seconds = 0, -1.0, 0.0

@@ -1,7 +1,7 @@
 """How models combine: `merge(vectors, method, *, space="weights", **hyperparameters)`.
 
-A merge *method* turns n task vectors into one; `methods()` lists them with their hyperparameters, defaults and
-ranges. A merge *space* is where that happens: `weights` is the task vectors as they are.
+A merge *method* turns n task vectors into one; `methods()` lists them with their hyperparameters, defaults
+and ranges. A merge *space* is where that happens: `weights` is the task vectors as they are.
 """
 
 from saftnb.merging import methods as _definitions  # noqa: F401  (running it registers the methods)

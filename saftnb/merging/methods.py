@@ -1,6 +1,6 @@
 """The merge methods, one formula each: τ₁ … τ_n are the task vectors, λ is `scale`.
 
-All but `average` are linear in λ: merge(…, scale=s) is s · merge(…, scale=1). A search over λ therefore merges
+Whatever takes λ is linear in it: merge(…, scale=s) is s · merge(…, scale=1). A search over λ therefore merges
 once for each setting of the others and multiplies: `merged = merge(v, "ties", keep=0.2)`, then `s * merged`.
 """
 
@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 import torch
 
 from saftnb.merging.registry import Range, method
+from saftnb.merging.spans import promoted_dtype
 from saftnb.merging.ties import trim_elect_merge
-from saftnb.task_vector import Delta, LowRank, TaskVector, promoted_dtype
+from saftnb.task_vector import Delta, LowRank, TaskVector
 
 
 @method
@@ -23,9 +24,7 @@ def average(vectors: Sequence[TaskVector]) -> TaskVector:
 
 
 @method
-def task_arithmetic(
-    vectors: Sequence[TaskVector], *, scale: Annotated[float, Range()] = 1.0
-) -> TaskVector:
+def task_arithmetic(vectors: Sequence[TaskVector], *, scale: Annotated[float, Range()] = 1.0) -> TaskVector:
     """λ Σ τ_t (Ilharco et al. 2023, arXiv 2212.04089). What is low-rank in every vector stays low-rank."""
     return _scaled_sum(vectors, scale)
 

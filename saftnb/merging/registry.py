@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
+from saftnb.merging.spans import first_not_finite
 from saftnb.task_vector import TaskVector, require_same_parameters
 
 SPACES = ("weights",)
@@ -31,7 +32,7 @@ class Range:
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
-        return above and below and math.isfinite(value)
+        return above and below and -math.inf < value < math.inf
 
     def __str__(self) -> str:
         if math.isinf(self.low) and math.isinf(self.high):
@@ -54,7 +55,8 @@ class Hyperparameter:
         if isinstance(self.allowed, tuple):
             kind = " or ".join(map(repr, self.allowed))
         else:
-            kind = {float: f"number {self.allowed}", int: f"integer {self.allowed}", bool: "True or False"}[self.type]
+            kind = {float: f"number {self.allowed}", int: f"integer {self.allowed}", bool: "True or False"}
+            kind = kind[self.type]
         return f"{self.name}: {kind}" + ("" if self.default is REQUIRED else f", default {self.default!r}")
 
     def check(self, value: object) -> object:
@@ -62,16 +64,15 @@ class Hyperparameter:
 
         An int or a numpy scalar passes as a float; a bool never passes as a number.
         """
-        if self.type is str:
-            valid = isinstance(value, str) and value in self.allowed
-        elif self.type is bool:
-            valid = isinstance(value, bool)
-        else:
-            number = Real if self.type is float else Integral
-            valid = isinstance(value, number) and not isinstance(value, bool) and value in self.allowed
-        if not valid:
+        accepted = {float: Real, int: Integral}.get(self.type, self.type)
+        valid = isinstance(value, accepted) and (self.type is bool or not isinstance(value, bool))
+        try:
+            own = self.type(value) if valid else value
+        except OverflowError:  # an int beyond all floats
+            valid = False
+        if not valid or (self.type is not bool and own not in self.allowed):
             raise ValueError(f"{self.name} = {value!r} is not allowed ({self})")
-        return self.type(value)
+        return own
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ _METHODS: dict[str, Method] = {}
 
 
 def method(function: Callable[..., TaskVector]) -> Callable[..., TaskVector]:
-    """Registers a function as the merge method of its name. Raises TypeError on a signature it cannot read."""
+    """Registers a function as the merge method of its name. Raises TypeError on an unusable annotation."""
     hints = typing.get_type_hints(function, include_extras=True)
     keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     schema = {p.name: _hyperparameter(p.name, hints[p.name], p.default) for p in keywords}
@@ -122,7 +123,7 @@ def _hyperparameter(name: str, hint: object, default: object) -> Hyperparameter:
     if typing.get_origin(hint) is typing.Literal:
         kind, allowed = str, typing.get_args(hint)
     if kind not in (float, int, bool, str) or (kind is str) != isinstance(allowed, tuple):
-        raise TypeError(f"hyperparameter {name} has the annotation {hint}: give a float, int, bool or Literal")
+        raise TypeError(f"hyperparameter {name} is annotated {hint}: give a float, int, bool or Literal")
     return Hyperparameter(name, kind, allowed, default)
 
 
@@ -136,13 +137,13 @@ def merge(
 ) -> TaskVector:
     """One task vector out of n, to be added to the base model: `merge(...).apply_to(model)`.
 
-    vectors: task vectors of equal names and shapes, all on one device; a parameter may have any floating dtype
-        and is computed in float32 at least, and the result has its dtype (the promoted one where they differ).
+    vectors: task vectors of equal names and shapes, all on one device. A parameter may have any floating
+        dtype; it is computed in float32 at least, and the result has its dtype (promoted where they differ).
     method: a name in `methods()`. hyperparameters: the method's own, each with a default.
     space: where the method works; only "weights", the task vectors themselves, for now.
 
-    Raises ValueError, in one line, on an unknown method, space or hyperparameter, a value out of range, vectors
-    that do not fit together, and values that are not finite.
+    Raises ValueError, in one line, on an unknown method, space or hyperparameter, a value out of range,
+    vectors that do not fit together, and values that are not finite.
     """
     if method not in _METHODS:
         raise ValueError(f"there is no merge method {method!r}; allowed are {', '.join(sorted(_METHODS))}")
@@ -151,8 +152,8 @@ def merge(
     complete = _METHODS[method].check(hyperparameters)
     vectors = _checked(vectors)
     merged = _METHODS[method].function(vectors, **complete)
-    name = merged.first_not_finite()
-    if name is not None:
+    if bad := first_not_finite([merged]):
+        name = bad[1]
         raise ValueError(f"{method}: the merged {name!r} overflows {merged[name].dtype}; use a smaller scale")
     return merged
 
@@ -163,12 +164,11 @@ def _checked(vectors: Sequence[TaskVector]) -> list[TaskVector]:
         raise ValueError("merge needs at least one task vector, got none")
     for i, vector in enumerate(vectors):
         if not isinstance(vector, TaskVector):
-            raise ValueError(f"merge takes a list of TaskVectors, but item {i} is a {type(vector).__name__}")
+            raise ValueError(f"merge takes a list of TaskVectors; its item {i} is a {type(vector).__name__}")
         require_same_parameters(vectors[0], vector, "vector 0", f"vector {i}")
-        name = vector.first_not_finite()
-        if name is not None:
-            raise ValueError(f"vector {i} has NaN or infinite values in {name!r}")
     devices = {str(delta.device) for vector in vectors for delta in vector.values()}
     if len(devices) > 1:
         raise ValueError(f"the task vectors lie on {' and '.join(sorted(devices))}: move them to one device")
+    if bad := first_not_finite(vectors):
+        raise ValueError(f"vector {bad[0]} has NaN or infinite values in {bad[1]!r}")
     return vectors

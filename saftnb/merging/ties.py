@@ -2,8 +2,8 @@
 
 With d entries per task vector over *all* parameters (rules of the released KnOTS code, arXiv 2410.19735):
 
-1. Trim: per task, threshold = the k-th smallest |x|, k = d − int(d · keep); entries with |x| ≥ threshold stay,
-   int(d · keep) + 1 of them and all that tie with the last. keep = 1 trims nothing.
+1. Trim: per task, threshold = the k-th smallest |x|, k = d − int(d · keep). Entries with |x| ≥ threshold
+   stay: int(d · keep) + 1 of them, and all that tie with the last. keep = 1 trims nothing.
 2. Elect: per entry, γ = sign Σ_t x_t over the trimmed values. Where the sum is zero, γ is the majority sign,
    sign Σ_entries γ, and +1 if that is zero too.
 3. Merge: per entry, the mean (or sum) of the nonzero survivors whose sign is γ; 0 if there are none. Times λ.
@@ -11,215 +11,195 @@ With d entries per task vector over *all* parameters (rules of the released KnOT
 The sign of a sum is that of the exact sum, wherever float32 could get it wrong decided in float64 from sorted
 values: the order of the tasks does not decide signs, and x + y − (x + y) is the zero that rule 2 means.
 
-Memory and time. Thresholds come from a radix selection: the bits of |x|, read as an integer, are in the order of
-the magnitudes, so a histogram of their upper 16 bits finds the k-th's bucket, and one of the next 16 bits within
-the bucket finds the k-th itself. Everything then happens span by span in small scratch buffers that fit a cache.
+Memory and time: a sample tells where to look for the threshold, one counting pass finds it; all else happens
+span by span in scratch buffers that fit a cache. Needs the result and some 20 MiB for each worker thread.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from saftnb.task_vector import Delta, LowRank, TaskVector, promoted_dtype
+from saftnb.merging.spans import Span, cut_into_spans, in_parallel, promoted_dtype, read, workers_for
+from saftnb.task_vector import TaskVector
 
-CPU_SPAN = 2**17  # entries of one vector at a time
-CUDA_SPAN = 2**22
-MAX_WORKERS = 16
-PARALLEL_FROM = 2**20  # entries: below, starting threads costs more than it saves
+SPAN = {"cpu": 2**17, "cuda": 2**22}
+SAMPLE = 2**19  # entries of one vector
+GROUP = 16  # entries that the search for candidates looks at together
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-@dataclass(frozen=True)
-class Span:
-    """The entries `start` to `stop` of one parameter, flattened."""
-
-    name: str
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
 def trim_elect_merge(
-    vectors: Sequence[TaskVector],
-    *,
-    keep: float,
-    scale: float,
-    aggregate: str,
-    span_length: int | None = None,
+    vectors: Sequence[TaskVector], *, keep: float, scale: float, aggregate: str, span: int | None = None
 ) -> TaskVector:
     """The three rules above, over n task vectors of equal names and shapes on one device, finite throughout.
 
-    Computes in float32, or float64 if any delta is; each result has its parameter's promoted dtype. Needs the
-    result and some 10 MiB for each worker thread. `span_length` changes the speed only.
+    Computes in float32, or float64 if any delta is; each result has its parameter's promoted dtype.
+    `span`, the entries of one vector that are looked at together, decides the speed only.
     """
-    names, device = list(vectors[0]), _device(vectors)
-    dtype = promoted_dtype((v[name] for v in vectors for name in names), at_least=torch.float32)
-    spans = _spans(vectors, span_length or (CPU_SPAN if device.type == "cpu" else CUDA_SPAN))
-    entries = vectors[0].numel()
-    k = entries - int(entries * keep)
-    cuts = [just_below(kth_magnitude(v, k, spans, dtype), dtype) if keep < 1 else None for v in vectors]
-    merged = {
-        name: torch.empty(vectors[0][name].shape, dtype=promoted_dtype([v[name] for v in vectors]), device=device)
-        for name in names
-    }
+    first = vectors[0]
+    if first.numel() == 0:
+        return first.dense()
+    device = next(iter(first.values())).device
+    dtype = promoted_dtype((delta for v in vectors for delta in v.values()), at_least=torch.float32)
+    spans = cut_into_spans(vectors, span or SPAN.get(device.type, 2**22))
+    workers = workers_for(vectors)
+    cuts = _cuts(vectors, keep, spans, dtype, workers)
+    merged = {}
+    for name, delta in first.items():
+        merged[name] = torch.empty(delta.shape, dtype=promoted_dtype(v[name] for v in vectors), device=device)
 
-    def run(todo: Iterable[Span], majority: int) -> tuple[int, list[Span]]:
-        """Fills `merged` on these spans; returns Σ γ there and the spans where a sum was zero."""
+    def fill(todo: Iterator[Span], majority: int) -> tuple[int, list[Span]]:
+        """Writes the merged values of these spans; returns Σ γ there and the spans that hold a zero sum."""
         balance, undecided = 0, []
-        scratch = torch.empty(2, len(vectors) * max(map(len, spans)), dtype=dtype, device=device)
-        for span in todo:
-            trimmed, agreeing = (s[: len(vectors) * len(span)].view(-1, len(span)) for s in scratch)
-            for row, vector, cut in zip(trimmed, vectors, cuts):
-                _trim(_read(vector, span, dtype), cut, out=row)
-            values, ties = _elect_and_merge(trimmed, agreeing, majority)
-            balance += int(values.sign().sum(dtype=torch.float64)) - majority * ties
-            undecided += [span] * bool(ties)
-            if aggregate == "mean":
-                values.div_(agreeing.sign_().sum(0).abs_().clamp_min_(1))
-            merged[span.name].view(-1)[span.start : span.stop] = values.mul_(scale)
+        scratch = torch.empty(2, len(vectors), max(map(len, spans)), dtype=dtype, device=device)
+        for piece in todo:
+            values, elected, zeros = _merge_span(vectors, cuts, piece, majority, aggregate, scratch)
+            merged[piece.name].view(-1)[piece.start : piece.stop] = values.mul_(scale)
+            balance += elected
+            undecided += [piece] if zeros else []
         return balance, undecided
 
-    shares = _in_parallel(lambda todo: run(todo, majority=1), spans, device)
-    if sum(balance for balance, _ in shares) < 0:  # the zero sums were taken for +1: do those spans again
-        _in_parallel(lambda todo: run(todo, majority=-1), [s for _, found in shares for s in found], device)
+    shares = in_parallel(lambda todo: fill(todo, majority=1), spans, workers)
+    if sum(balance for balance, _ in shares) < 0:  # zero sums were taken for +: do their spans again
+        in_parallel(lambda todo: fill(todo, majority=-1), [s for _, found in shares for s in found], workers)
     return TaskVector(merged)
 
 
-def _trim(values: Tensor, cut: float | None, out: Tensor) -> None:
-    """x if |x| > cut else 0, in one pass."""
-    if cut is None:
-        out.copy_(values)
-    else:
-        torch.ops.aten.hardshrink.out(values, cut, out=out)
+def _merge_span(
+    vectors: Sequence[TaskVector],
+    cuts: Sequence[float],
+    span: Span,
+    majority: int,
+    aggregate: str,
+    scratch: Tensor,
+) -> tuple[Tensor, int, int]:
+    """The merged values of one span before λ, Σ γ without the zero sums, and how many zero sums."""
+    size = len(vectors) * len(span)
+    trimmed, agreeing = (part.view(-1)[:size].view(-1, len(span)) for part in scratch)
+    for vector, cut, row in zip(vectors, cuts, trimmed, strict=True):
+        torch.hardshrink(read(vector, span, row.dtype), cut, out=row)  # x if |x| > cut else 0
+    values, zeros = _elect(trimmed, agreeing, majority)
+    elected = int(values.sign().sum(dtype=torch.float64)) - majority * zeros
+    if aggregate == "mean":
+        values.div_(agreeing.sign_().sum(0).abs_().clamp_min_(1))
+    return values, elected, zeros
 
 
-def _elect_and_merge(trimmed: Tensor, agreeing: Tensor, majority: int) -> tuple[Tensor, int]:
-    """Per column of `trimmed` (n, m), the sum (m,) of the entries with the elected sign, and how many zero sums.
+def _cuts(
+    vectors: Sequence[TaskVector], keep: float, spans: Sequence[Span], dtype: torch.dtype, workers: int
+) -> list[float]:
+    """Per task, the number just below its threshold: |x| > cut means |x| ≥ threshold. keep = 1: below 0."""
+    entries = vectors[0].numel()
+    k = entries - int(entries * keep)
+
+    def thresholds(todo: Iterator[int]) -> dict[int, float]:
+        return {i: kth_magnitude(vectors[i], k, spans, dtype) if keep < 1 else 0.0 for i in todo}
+
+    found = {}
+    for share in in_parallel(thresholds, range(len(vectors)), workers):
+        found |= share
+    values = torch.tensor([found[i] for i in range(len(vectors))], dtype=dtype)
+    return torch.nextafter(values, torch.tensor(-torch.inf, dtype=dtype)).tolist()
+
+
+def _elect(trimmed: Tensor, agreeing: Tensor, majority: int) -> tuple[Tensor, int]:
+    """Per column of `trimmed` (n, m) the sum (m,) of the entries with the elected sign; how many zero sums.
 
     Fills `agreeing` (n, m) with those entries, 0 elsewhere: x clamped to [0, ∞) or (−∞, 0].
     """
     total = trimmed.sum(0)
-    up = total >= 0
-    lowest, highest = torch.where(up, 0.0, -torch.inf), torch.where(up, torch.inf, 0.0)
-    torch.clamp(trimmed, lowest.to(trimmed), highest.to(trimmed), out=agreeing)
+    infinite = torch.copysign(torch.tensor(torch.inf, dtype=total.dtype), total)
+    torch.clamp(trimmed, infinite.clamp(max=0), infinite.clamp(min=0), out=agreeing)
     merged = agreeing.sum(0)
-    # |error of total| ≤ n ε/2 · Σ|x| ≤ n ε · |merged| where the sign can be wrong (twice that, to be safe)
+    # |error of total| ≤ n ε/2 · Σ|x| ≤ n ε · |merged| where its sign can be wrong; twice that, to be safe
     certainty = 1 / (2 * len(trimmed) * torch.finfo(trimmed.dtype).eps)
-    doubtful = torch.nonzero(total.abs_().mul_(certainty) < merged.abs()).flatten()
-    if not len(doubtful):
+    margin = total.abs_().mul_(certainty).sub_(merged.abs())
+    if margin.amin() >= 0:
         return merged, 0
+    doubtful = torch.nonzero(margin < 0).flatten()
     columns = trimmed[:, doubtful]
     exact = _exact_sign(columns)
-    ties = exact == 0
-    sign = torch.where(ties, majority, exact).to(trimmed.dtype)
-    agreeing[:, doubtful] = columns = (columns * sign).clamp_(min=0) * sign
+    zeros = exact == 0
+    sign = torch.where(zeros, majority, exact).to(trimmed.dtype)
+    columns = (columns * sign).clamp_(min=0) * sign
+    agreeing[:, doubtful] = columns
     merged[doubtful] = columns.sum(0)
-    return merged, int(ties.sum())
+    return merged, int(zeros.sum())
 
 
 def _exact_sign(columns: Tensor) -> Tensor:
-    """sign Σ_t x_t per column (n, m), in float64: positive and negative part, each summed from its smallest."""
+    """sign Σ_t x_t per column (n, m), in float64: positives and negatives each summed from the smallest."""
     ordered = columns.double().sort(0).values
     return torch.sign(ordered.clamp(min=0).sum(0) - ordered.flip(0).neg_().clamp_(min=0).sum(0))
 
 
 def kth_magnitude(vector: TaskVector, k: int, spans: Sequence[Span], dtype: torch.dtype) -> float:
-    """The k-th smallest |x| (from 1) over all entries, exactly: what `torch.kthvalue` finds with a copy and a sort.
+    """The k-th smallest |x| (from 1) over all entries, exactly: `torch.kthvalue` without copy and long wait.
 
-    Radix selection, 16 bits at a time from the top: `found` is the upper bits of the answer so far.
+    A sample says between which two values it is all but sure to lie, with some 0.5 % of the entries. One pass
+    counts the entries below them and collects those between. Where the sample misled, bisection goes on:
+    non-negative floats are in the order of their bits, so it must end.
     """
-    whole = BITS[dtype]
-    bits = torch.iinfo(whole).bits
-    found = 0
-    for shift in range(bits - 16, -1, -16):
-
-        def histogram(todo: Iterable[Span], shift: int = shift, found: int = found) -> Tensor:
-            counts = torch.zeros(2**16, dtype=torch.int64, device=_device([vector]))
-            for span in todo:
-                upper = _read(vector, span, dtype).abs().view(whole) >> shift
-                digits = upper[(upper >> 16) == found] & 0xFFFF if shift + 16 < bits else upper
-                some = torch.bincount(digits)
-                counts[: len(some)] += some
-            return counts
-
-        running = sum(_in_parallel(histogram, spans, _device([vector]))).cumsum(0)
-        digit = int(torch.searchsorted(running, k))
-        k -= int(running[digit - 1]) if digit else 0
-        found = found << 16 | digit
-    return torch.tensor(found, dtype=whole).view(dtype).item()
-
-
-def just_below(threshold: float, dtype: torch.dtype) -> float:
-    """The next number down, so that |x| > it means |x| ≥ threshold."""
-    return torch.nextafter(torch.tensor(threshold, dtype=dtype), torch.tensor(-torch.inf, dtype=dtype)).item()
+    total = vector.numel()
+    enough = max(total // 16, SAMPLE)  # entries that may be collected
+    first, last = 0, _bits(torch.finfo(dtype).max, dtype)  # the answer is one of these, by their bits,
+    under, upto = 0, total  # with so many entries below the first, and so many up to the last
+    low, high = _bracket(vector, k, spans, dtype)
+    while True:
+        below, within, collected = _census(vector, spans, dtype, low, high, enough)
+        if k <= below:
+            last, upto = _bits(low, dtype) - 1, below
+        elif k > below + within:
+            first, under = _bits(high, dtype) + 1, below + within
+        elif low == high:
+            return low
+        elif collected is not None:
+            return torch.kthvalue(collected, k - below).values.item()
+        else:
+            first, last, under, upto = _bits(low, dtype), _bits(high, dtype), below, below + within
+        until = last if upto - under <= enough else (first + last) // 2
+        low, high = torch.tensor([first, until], dtype=BITS[dtype]).view(dtype).tolist()
 
 
-def _spans(vectors: Sequence[TaskVector], length: int) -> list[Span]:
-    """All parameters cut into pieces of about `length`: of whole rows where a delta is low-rank or strided."""
-    spans = []
-    for name, delta in vectors[0].items():
-        step = length
-        if not all(_is_flat(vector[name]) for vector in vectors):
-            row = max(1, delta.numel() // max(1, delta.shape[0]))
-            step = max(1, length // row) * row
-        size = delta.numel()
-        spans += [Span(name, start, min(start + step, size)) for start in range(0, size, step)]
-    return spans
+def _bits(value: float, dtype: torch.dtype) -> int:
+    return torch.tensor(value, dtype=dtype).view(BITS[dtype]).item()
 
 
-def _is_flat(delta: Delta) -> bool:
-    return not isinstance(delta, LowRank) and delta.is_contiguous()
+def _bracket(vector: TaskVector, k: int, spans: Sequence[Span], dtype: torch.dtype) -> tuple[float, float]:
+    """The values of a sample four standard errors of a rank below and above its own k-th magnitude."""
+    step = max(1, vector.numel() // SAMPLE)
+    sample = torch.cat([read(vector, span, dtype)[::step] for span in spans]).abs_()
+    share, size = k / vector.numel(), len(sample)
+    error = 4 * (share * (1 - share) / size) ** 0.5 + 1 / size
+    ranks = [min(max(round(size * s), 1), size) for s in (share - error, share + error)]
+    return tuple(torch.kthvalue(sample, rank).values.item() for rank in ranks)
 
 
-def _read(vector: TaskVector, span: Span, dtype: torch.dtype) -> Tensor:
-    """One task's entries of a span, (len(span),): a view of them where the dtype is right."""
-    delta = vector[span.name]
-    if _is_flat(delta):
-        return delta.view(-1)[span.start : span.stop].to(dtype)
-    row = delta.numel() // delta.shape[0]
-    rows = slice(span.start // row, span.stop // row)
-    if isinstance(delta, LowRank):
-        return (delta.B[rows].to(dtype) @ delta.A.to(dtype)).view(-1)
-    return delta[rows].reshape(-1).to(dtype)
+def _census(
+    vector: TaskVector, spans: Sequence[Span], dtype: torch.dtype, low: float, high: float, enough: int
+) -> tuple[int, int, Tensor | None]:
+    """How many |x| are below low, how many from low to high; and the latter, if no more than enough.
 
-
-def _device(vectors: Sequence[TaskVector]) -> torch.device:
-    return next((delta.device for delta in vectors[0].values()), torch.device("cpu"))
-
-
-def _in_parallel(work: Callable[[Iterator[Span]], object], spans: Sequence[Span], device: torch.device) -> list:
-    """What `work` returns for shares of the spans, one per core, each single-threaded on spans of its own.
-
-    PyTorch's own threads would meet after each of the many short operations: slower than this on an idle
-    machine, and slower by far on a busy one.
+    Whether any of GROUP entries is among them is cheap to see; only such groups are looked at one by one.
     """
-    workers = min(torch.get_num_threads(), MAX_WORKERS) if device.type == "cpu" else 1
-    todo = deque(spans)
-
-    def share() -> Iterator[Span]:
-        while True:
-            try:
-                yield todo.popleft()
-            except IndexError:
-                return
-
-    def alone(_: int) -> object:
-        torch.set_num_threads(1)  # of this thread
-        return work(share())
-
-    if workers == 1 or sum(map(len, spans)) < PARALLEL_FROM:
-        return [work(share())]
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(alone, range(workers)))
-    finally:
-        torch.set_num_threads(threads)  # workers have set the default of threads to come, too
+    device = next(iter(vector.values())).device
+    scratch = torch.empty(3, max(map(len, spans)), dtype=dtype, device=device)
+    below = within = 0
+    collected = [scratch[0, :0]]
+    for span in spans:
+        magnitudes, under, over = scratch[:, : len(span)]
+        torch.abs(read(vector, span, dtype), out=magnitudes)
+        fewer = int(torch.lt(magnitudes, low, out=under).sum())  # marks 0.0 or 1.0: far faster than bool
+        below += fewer
+        within += len(span) - fewer - int(torch.gt(magnitudes, high, out=over).sum())
+        if within > enough:
+            collected.clear()
+            continue
+        grouped = (GROUP if len(span) % GROUP == 0 else 1, -1)
+        groups = torch.nonzero(under.add_(over).view(grouped).amin(0) == 0).flatten()
+        close = magnitudes.view(grouped).index_select(1, groups).flatten()
+        collected.append(close[close == close.clamp(low, high)])
+    return below, within, torch.cat(collected) if within <= enough else None

@@ -12,7 +12,7 @@ from saftnb.publish.folder import replaced
 from saftnb.publish.page import Page, document, facts_strip, read_page
 from saftnb.publish.runs import RunFolder, provenance, read_runs
 from saftnb.publish.sanitise import scroll_open
-from saftnb.publish.scrub import project_root, scrub
+from saftnb.publish.scrub import root_above, scrub
 from saftnb.publish.tables import duration, is_number, number, table_html, value_text
 
 QUESTION = "Which fine-tuned models merge well, and why"
@@ -59,8 +59,7 @@ def publish_runs(runs: Path, out: Path, *, code: bool = False) -> Path:
     Raises ValueError where there are no runs, or where `out` holds files no report wrote.
     """
     runs, out = Path(runs), Path(out)
-    root = project_root(runs)
-    clean = partial(scrub, roots=[root] if root else [])
+    clean = partial(scrub, roots=[root_above(runs)])
     found = read_runs(runs)
     name = clean(str(found[0].manifest.get("grid") or runs.resolve().name))
     with replaced(out) as folder:
@@ -184,15 +183,13 @@ def _run_table(entries: list[Entry], clean: Scrub) -> str:
         title = f"{rows[0].title_html} <small>{escape(clean(rows[0].run.notebook))}, {len(rows)} runs</small>"
         label = f'<tr class="group"><th scope="rowgroup" colspan="4">{title}</th></tr>'
         shown = "".join(_run_row(entry, clean, alone=len(rows) == 1) for entry in rows)
-        bodies.append(
-            f"<tbody>{shown}</tbody>" if len(rows) == 1 else f'<tbody class="sweep">{label}{shown}</tbody>'
-        )
+        sweep = f'<tbody class="sweep">{label}{shown}</tbody>'
+        bodies.append(sweep if len(rows) > 1 else f"<tbody>{shown}</tbody>")
     heads = ("Notebook, changed parameters", "Headline numbers", "Time", "Status")
     head = "".join(f'<th scope="col">{title}</th>' for title in heads)
     table = f"<table><thead><tr>{head}</tr></thead>{''.join(bodies)}</table>"
-    return (
-        f'<section class="runs"><h2 id="runs">All runs</h2>{scroll_open("All runs")}{table}</div></section>'
-    )
+    heading = '<h2 id="runs">All runs</h2>'
+    return f'<section class="runs">{heading}{scroll_open("All runs")}{table}</div></section>'
 
 
 def _run_row(entry: Entry, clean: Scrub, *, alone: bool) -> str:
@@ -200,11 +197,8 @@ def _run_row(entry: Entry, clean: Scrub, *, alone: bool) -> str:
     run = entry.run
     seconds = duration(run.manifest.get("seconds"), run.manifest.get("budget"))
     changed = _pairs(run.overrides, value_text, clean)
-    name = (
-        f"{entry.link}<small>{escape(clean(run.notebook))} {changed}</small>"
-        if alone
-        else _variant(entry, clean)
-    )
+    small = f"<small>{escape(clean(run.notebook))} {changed}</small>"
+    name = f"{entry.link}{small}" if alone else _variant(entry, clean)
     row = (
         f'<tr id="{escape(run.name, quote=True)}"><th scope="row">{name}</th>'
         f'<td>{_pairs(run.scalars, _scalar, clean)}</td><td class="time">{escape(seconds)}</td>'

@@ -11,7 +11,8 @@ import html
 import re
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from latex2mathml.converter import Converter
+from latex2mathml import commands
+from latex2mathml.converter import convert_to_element
 
 # fmt: off
 ELEMENTS = {
@@ -67,10 +68,9 @@ def to_mathml(latex: str, *, display: bool = False) -> str:
 
 
 def _convert(latex: str, display: bool) -> Element:
-    if len(latex) > LONGEST or re.search(r"\\(re)?newcommand|\\def\b|\\let\b", latex):
-        raise NotConverted("macros are not expanded: one that names itself would never end")
-    converter = Converter(display="block" if display else "inline")
-    return _tidy(converter.convert_to_element(_prepare(latex)), display)
+    if len(latex) > LONGEST:
+        raise NotConverted("too long for a formula")
+    return _tidy(convert_to_element(_prepare(latex), display="block" if display else "inline"), display)
 
 
 def _prepare(latex: str) -> str:
@@ -79,23 +79,39 @@ def _prepare(latex: str) -> str:
     def environment(match: re.Match[str]) -> str:
         edge, name = match.groups()
         if name not in ENVIRONMENTS:
+            if f"\\{name}" not in commands.MATRICES:
+                raise NotConverted(f"unknown environment {name}")
             return match[0]
         other = ENVIRONMENTS[name]
         columns = "{c}" if other == "array" and edge == "begin" else ""
         return f"\\{edge}{{{other}}}{columns}" if other else ""
 
     latex = re.sub(r"\\(?:label\{[^}]*\}|nonumber\b|notag\b)", "", latex.strip())
-    latex = re.sub(r"\\(begin|end)\{([a-z]+\*?)\}", environment, latex)
+    latex = re.sub(r"\\(begin|end)\{([A-Za-z]+\*?)\}", environment, latex)
     latex = re.sub(r"\\mathop\{\\(?:mathrm|text)\{([^{}]*)\}\}", r"\\operatorname{\1}", latex)
     latex = re.sub(
         r"\\operatorname\*?\{([^{}]*)\}",
         lambda word: "\\operatorname{" + re.sub(r"\\[,;: ]|~", " ", word[1]) + "}",
         latex,
     )
-    if "\\\\" in latex and "\\begin" not in latex:
-        name, columns = ("align*", "") if re.search(r"(?<!\\)&", latex) else ("array", "{c}")
+    loose = _loose_breaks(latex)
+    if "\\\\" in loose:
+        name, columns = ("align*", "") if "&" in loose else ("array", "{c}")
         latex = f"\\begin{{{name}}}{columns}{latex}\\end{{{name}}}"
     return latex
+
+
+def _loose_breaks(latex: str) -> set[str]:
+    r"""Which of `\\` and `&` stand outside of every brace and environment."""
+    depth, found = 0, set()
+    for token in re.findall(r"\\begin\{[A-Za-z]+\*?\}|\\end\{[A-Za-z]+\*?\}|\\.|[{}&]", latex, re.DOTALL):
+        if token == "{" or token.startswith("\\begin"):
+            depth += 1
+        elif token == "}" or token.startswith("\\end"):
+            depth -= 1
+        elif depth == 0:
+            found.add(token)
+    return found
 
 
 def _tidy(element: Element, display: bool, close_columns: bool = False) -> Element:
@@ -176,6 +192,7 @@ def _space(row: Element) -> None:
         for position, core in enumerate(bars if len(bars) % 2 == 0 else []):
             core.set("form", "postfix" if position % 2 else "prefix")  # one alone is "given", as in p(y|x)
             core.set("fence", "true")
+            core.attrib.setdefault("stretchy", "false")  # else one with a subscript has another height
     if len(row) == 1 and row.tag == "mrow" and row[0].text == ",":
         row[0].set("lspace", "0")
         row[0].set("rspace", "0")

@@ -19,7 +19,7 @@ from pygments.lexers import PythonLexer
 from saftnb.publish.outputs import image_tag, joined, picture_type, render_output
 from saftnb.publish.prose import render_markdown
 from saftnb.publish.sanitise import text_of
-from saftnb.publish.scrub import project_root, scrub
+from saftnb.publish.scrub import root_above, scrub
 
 GENERATOR = '<meta name="generator" content="saftnb report">'
 # No script, no font, no request: only the page's own style and the pictures inside it.
@@ -78,8 +78,7 @@ def read_page(path: Path, *, code: bool = False) -> Page:
             notebook = nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises many kinds
         raise ValueError(f"{path} is not a notebook that can be read ({type(error).__name__})") from None
-    root = project_root(path)
-    return _Writer(notebook, partial(scrub, roots=[root] if root else []), path.stem, code).page()
+    return _Writer(notebook, partial(scrub, roots=[root_above(path)]), path.stem, code).page()
 
 
 def document(title: str, body: str) -> str:
@@ -170,4 +169,4 @@ class _Writer:
             if WHAT_WE_SEE.match(source):
                 seen = text_of(render_markdown(WHAT_WE_SEE.sub("", source, count=1)))
                 words += " " + re.split(r"(?<=[.!?])\s", seen)[0]
-        return words[:400]
+        return words.strip()[:400]

@@ -1,5 +1,6 @@
 """The runs of a grid, read from their folders. A run is done only when its manifest says so."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,9 +32,9 @@ class RunFolder:
 
     @property
     def status(self) -> str:
-        """What the manifest says; a run without a readable manifest is not done."""
+        """What the manifest says; a run whose files cannot be read or believed is not done."""
         said = self.manifest.get("status")
-        return said if said in STATUSES else "not done"
+        return said if said in STATUSES and not (said == "done" and self.problem) else "not done"
 
     @property
     def done(self) -> bool:
@@ -91,18 +92,26 @@ def _is_run(path: Path) -> bool:
 def _hint(folder: Path) -> str:
     if _is_run(folder):
         return f": it is itself a run; give {folder.parent}"
-    inside = [
-        path for path in sorted(folder.iterdir()) if path.is_dir() and any(map(_is_run, path.iterdir()))
-    ]
-    return (
-        f"; did you mean {' or '.join(map(str, inside[:3]))}?" if inside else ", folders with a manifest.json"
-    )
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    grids = [str(path) for path in folders if any(map(_is_run, path.iterdir()))]
+    return f"; did you mean {' or '.join(grids[:3])}?" if grids else " (folders with a manifest.json)"
 
 
 def _read_run(path: Path) -> RunFolder:
     manifest, problem = _read_json(path / "manifest.json")
-    results, missing = _read_json(path / "results.json") if (path / "results.json").exists() else ({}, "")
-    return RunFolder(path, manifest, results, problem or missing)
+    results, unread = _read_json(path / "results.json") if (path / "results.json").exists() else ({}, "")
+    return RunFolder(path, manifest, results, problem or unread or _altered(path, manifest))
+
+
+def _altered(path: Path, manifest: dict[str, Any]) -> str:
+    """What is wrong where a file is no longer the one that the run wrote; "" where all is well."""
+    for name, key in (("results.json", "results_sha256"), ("run.ipynb", "run_sha256")):
+        said = manifest.get(key)
+        if said is not None:
+            content = (path / name).read_bytes() if (path / name).is_file() else b""
+            if hashlib.sha256(content).hexdigest() != said:
+                return f"{name} was altered after the run, or is gone"
+    return ""
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], str]:

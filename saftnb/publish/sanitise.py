@@ -59,6 +59,7 @@ def clean_html(html: str) -> str:
     for element in soup.find_all(WITH_CONTENT):
         element.decompose()
     for table in soup.find_all("table"):
+        join_headings(table)
         align_numbers(table)
     clean = _CLEANER.clean(soup.decode())
     clean = clean.replace("<table", f"{scroll_open('table')}<table").replace("</table>", "</table></div>")
@@ -116,23 +117,39 @@ def _harmless(token) -> bool:
     return token.type in TOKENS and not (token.type == "literal" and token.value not in ",/+-*")
 
 
+def join_headings(table: Tag) -> None:
+    """Put the names of a pandas index, which pandas writes in a row of their own, beside the columns'."""
+    head = table.find("thead")
+    rows = [row.find_all("th") for row in head.find_all("tr")][-2:] if isinstance(head, Tag) else []
+    if len(rows) < 2 or len(rows[0]) != len(rows[1]):
+        return
+    pairs = list(zip(*rows, strict=True))
+    if all(not (above.get_text(strip=True) and below.get_text(strip=True)) for above, below in pairs):
+        for above, below in pairs:
+            if below.get_text(strip=True):
+                above.replace_with(below)
+        head.find_all("tr")[-1].decompose()
+
+
 def align_numbers(table: Tag) -> None:
-    """Mark the cells that hold numbers, and the headings above columns of them."""
+    """Mark the cells that hold numbers, and the headings above columns of them.
+
+    Columns are counted from the right: the cells of an index, on the left, may span several rows.
+    """
+    head = table.find("thead")
+    rows = [row.find_all(["td", "th"], recursive=False)[::-1] for row in table.find_all("tr")]
+    rows = [row for row in rows if not any(cell.has_attr("colspan") for cell in row)]
     columns: dict[int, bool] = {}
-    for row in table.find_all("tr"):
-        cells = row.find_all(["td", "th"], recursive=False)
-        spans = any(cell.has_attr("colspan") or cell.has_attr("rowspan") for cell in cells)
-        for position, cell in enumerate(cells):
+    for row in rows:
+        for position, cell in enumerate(row):
             if cell.name == "td":
                 numeric = NUMBER.fullmatch(cell.get_text().strip()) is not None
+                columns[position] = columns.get(position, True) and numeric
                 if numeric:
                     cell["class"] = [*cell.get("class", []), "num"]
-                if not spans:
-                    columns[position] = columns.get(position, True) and numeric
-    head = table.find("thead")
-    for row in head.find_all("tr") if isinstance(head, Tag) else []:
-        for position, cell in enumerate(row.find_all(["td", "th"], recursive=False)):
-            if columns.get(position) and not cell.has_attr("colspan"):
+    for row in rows:
+        for position, cell in enumerate(row):
+            if columns.get(position) and cell.name == "th" and isinstance(head, Tag) and head in cell.parents:
                 cell["class"] = [*cell.get("class", []), "num"]
 
 

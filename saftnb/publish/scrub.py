@@ -3,36 +3,34 @@
 import re
 import socket
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
+
+from saftnb.paths import project_root, store_root
 
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-_])")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 # A home directory of any machine: a grid may have run on a cluster under another name.
 ANY_HOME = re.compile(
-    r"(?<![\w.~-])(?:/(?:home|Users)/|[A-Za-z]:\\Users\\)[^/\\\s'\"<>:]+|(?<![\w.~/-])/root(?![\w-])"
+    r"(?<![\w.~-])(?:/(?:home|Users)/|[A-Za-z]:\\Users\\)[^/\\\s'\"<>:]+"  # with its user's name
+    r"|(?<![\w.~/-])/root(?![\w-])"
 )
 KERNEL_FILE = re.compile(r"/(?:tmp|var)/[\w/.-]*ipykernel_\d+/\d+\.py")
 LONGEST = 240  # lines of one output
 PROGRESS = re.compile(r"\d+%\|.*\||\d+(?:\.\d+)?(?:it|s)/(?:it|s)\]")
 
 
-def project_root(start: Path) -> Path | None:
-    """The nearest folder at or above `start` that holds a pyproject.toml or a .git."""
+def root_above(start: Path) -> Path:
+    """The nearest folder at or above `start` with a pyproject.toml or a .git, else the current folder."""
     for folder in (start.resolve(), *start.resolve().parents):
         if (folder / "pyproject.toml").exists() or (folder / ".git").exists():
             return folder
-    return None
+    return Path.cwd()
 
 
-@lru_cache(maxsize=1)
-def _machine() -> tuple[tuple[str, ...], str]:
-    """Project root(s) of this machine, and its name where it is no ordinary word."""
-    found = (project_root(Path(__file__)), project_root(Path.cwd()))
-    roots = {str(root) for root in found if root is not None and len(root.parts) > 1}
+def _host() -> str:
+    """The name of this machine, where it is no ordinary word that a text may hold."""
     host = socket.gethostname()
-    telling = len(host) > 5 and re.search(r"[\d.-]", host) is not None
-    return tuple(roots), host if telling else ""
+    return host if host != "localhost" and (len(host) > 7 or re.search(r"[\d.-]", host)) else ""
 
 
 def scrub(text: str, roots: Iterable[Path] = ()) -> str:
@@ -40,19 +38,22 @@ def scrub(text: str, roots: Iterable[Path] = ()) -> str:
 
     `roots` are further project roots (of the folder that is being published).
     """
-    own, host = _machine()
-    here = sorted({*own, *(str(root) for root in roots if len(root.parts) > 1)}, key=len, reverse=True)
-    for root in here:
-        text = re.sub(rf"(?<![\w.~-]){re.escape(root)}(?:/(?=[\w.])|(?![\w.-]))", _relative, text)
-    home = str(Path.home())
-    if len(Path(home).parts) > 1:
-        text = re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w-])", "~", text)
-    text = ANY_HOME.sub("~", KERNEL_FILE.sub("notebook cell", text))
+    text = _without(text, store_root(), "store")
+    for root in sorted({project_root(), *roots}, key=lambda root: len(str(root)), reverse=True):
+        text = _without(text, root, "")
+    text = _without(KERNEL_FILE.sub("notebook cell", text), Path.home(), "~")
+    text = ANY_HOME.sub("~", text)
+    host = _host()
     return re.sub(rf"\b{re.escape(host)}\b", "host", text) if host else text
 
 
-def _relative(match: re.Match[str]) -> str:
-    return "" if match[0].endswith("/") else "."
+def _without(text: str, folder: Path, name: str) -> str:
+    """`text` with `name` in place of `folder`; with "", what lies in the folder becomes relative to it."""
+    if len(folder.parts) < 2:
+        return text
+    inside, alone = (f"{name}/", name) if name else ("", ".")
+    pattern = re.compile(rf"(?<![\w.~-]){re.escape(str(folder))}(?:(/)(?=[\w.])|(?![\w.-]))")
+    return pattern.sub(lambda found: inside if found[1] else alone, text)
 
 
 def plain(text: str) -> str:

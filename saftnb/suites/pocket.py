@@ -1,6 +1,6 @@
 """The pocket tasks: three with real pictures that pip packages ship, three that our own renderer draws.
 
-28×28 RGB. Splits are fixed by `SPLIT_SEED`, rendered pictures by `RENDER_SEED`. `facts` about generator settings that
+28×28 RGB. Splits are fixed by `SPLIT_SEED`, rendered pictures by `RENDER_SEED`. The generator settings that
 the pre-training corpus must not share stand in `backbones/corpus.py`.
 """
 
@@ -17,7 +17,8 @@ from saftnb.suites.task import Task, divide
 
 SPLIT_SEED, RENDER_SEED = 0, 20250
 _DIGITS = tuple("0123456789")
-_DIGIT_PROMPTS = ("a handwritten digit {}", "the number {}", "a picture of the digit {}")
+# Prompts were chosen on zero-shot validation accuracy, before any fine-tuning of the shipped backbone.
+_DIGIT_PROMPTS = ("the digit {}", "the number {}", "a handwritten digit {}")
 ANIMALS = ("bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra")
 FONTS = {
     "sans serif": "DejaVuSans.ttf", "bold sans serif": "DejaVuSans-Bold.ttf",
@@ -80,15 +81,16 @@ _TASKS: dict[str, tuple[str, tuple, tuple, Callable, dict]] = {
     "digits": ("real", _DIGITS, _DIGIT_PROMPTS, sources.digits, {"test": 500, "validation": 300, "train": 990}),
     "animals": ("real", ANIMALS, ("a silhouette of a {}", "a picture of a {}"), sources.animals, _SIZES),
     "fonts": (
-        "rendered", tuple(FONTS), ("letters in {} type", "text in a {} typeface"),
+        "rendered", tuple(FONTS), ("letters in {} type", "{} letters", "text in a {} typeface"),
         lambda: _render(_fonts_picture, len(FONTS), 6000, 1), _SIZES,
     ),
     "counts": (
-        "rendered", _COUNTS, ("a picture of {} shapes", "{} circles", "{} squares"),
+        "rendered", _COUNTS,
+        ("a picture of {} shapes", "a picture of {} circles", "a picture of {} squares", "a picture of {} stars"),
         lambda: _render(_counts_picture, len(_COUNTS), 6000, 2), _SIZES,
     ),
     "patterns": (
-        "rendered", PATTERNS, ("a pattern of {}", "a picture of {}"),
+        "rendered", PATTERNS, ("a picture of {}", "a pattern of {}"),
         lambda: _render(_patterns_picture, len(PATTERNS), 6000, 3), _SIZES,
     ),
 }  # fmt: skip

@@ -13,10 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# animal-mnist's metadata asks for tensorflow, which its data do not need: hence pip's --no-deps, outside pyproject.toml.
-ANIMALS_REQUIREMENT = (
-    "animal-mnist==0.4 --hash=sha256:aeebf3d9de4552d6fd2d5701424e1a5b9020f8e5115d68df9db252f2f53ce2ce"
-)
+# animal-mnist's metadata asks for tensorflow, which its data do not need: hence --no-deps, outside pyproject.toml.
+ANIMALS_REQUIREMENT = "animal-mnist==0.4 --hash=sha256:aeebf3d9de4552d6fd2d5701424e1a5b9020f8e5115d68df9db252f2f53ce2ce"
 _ANIMALS_FILES = {
     "animal_data_version_3.gz": "68a30346781a0984f839463a4615d2decb899d1ce65091bb92586311754a34ce",
     "animal_label_version_3.gz": "dec8dba7c469830989fbab46825021a08a38470753a512f27ada847eced97b57",

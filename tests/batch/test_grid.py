@@ -7,7 +7,13 @@ import pytest
 from saftnb.batch import load_grid
 from saftnb.batch.grid import GridError
 
-TRAIN = "suite: str = 'pocket'\ntask: str = 'mnist'  # a = b\nseed: int = 0\nlr: float = 0.1\ndevice: str = 'auto'\n"
+TRAIN = """
+suite: str = 'pocket'
+task: str = 'mnist'  # a = b
+seed: int = 0
+lr: float = 0.1
+device: str = 'auto'
+"""
 MERGE = "suite: str = 'pocket'\nkeep: list[float] = [0.2]\nlimit: int | None = None\nquick = False\n"
 
 
@@ -90,7 +96,8 @@ def test_where_a_notebook_is_found(load, desk: Path, wanted: str, file: str, fou
 
 def test_scalars_mean_what_they_look_like(load) -> None:
     def task(text: str) -> object:
-        return load(f"runs: [{{notebook: 01_train, parameters: {{task: {text}}}}}]").runs[0].parameters["task"]
+        grid = load(f"runs: [{{notebook: 01_train, parameters: {{task: {text}}}}}]")
+        return grid.runs[0].parameters["task"]
 
     assert [task(text) for text in ("on", "012", "2024-01-01", "1:30", "'5'", "!!str 5")] == [
         "on", "012", "2024-01-01", "1:30", "5", "5",
@@ -117,17 +124,17 @@ runs:
         ("runs: [01_train]", r"demo.yaml:1: a run is not a mapping"),
         ("runs:\n- {notebok: a}", r"demo.yaml:2: unknown key 'notebok' in a run; it may have notebook,"),
         ("rums: []\nruns: [{notebook: 01_train}]", r"demo.yaml:1: unknown key 'rums' in the grid"),
-        ("runs:\n- {notebook: nope}", r":2: there is no notebook 'nope'; there are: 01_train, 02_merge, seeds"),
+        ("runs:\n- {notebook: nope}", r":2: there is no notebook 'nope'; there are: 01_train, 02_m"),
         ("runs:\n- {}", r":2: the run names no notebook"),
         (
             "runs:\n- notebook: 01_train\n  parameters:\n    sede: 1",
             r"demo.yaml:4: 01_train: unknown parameter 'sede'; it declares: suite, task, seed, lr, device",
         ),
         ("runs:\n- notebook: 01_train\n  sweep: {sede: [1]}", r":3: 01_train: unknown parameter 'sede'"),
-        ("defaults:\n  sede: 1\nruns:\n- notebook: 01_train", r":2: no notebook of this grid declares .*'sede'"),
-        ("runs:\n- notebook: 01_train\n  parameters:\n    seed: 1.5", r":4: .*'seed': 1.5 is not of type int"),
-        ("runs:\n- notebook: 01_train\n  parameters: {task: 5}", r":3: .*5 is not of type str; put it in quotes"),
-        ("runs:\n- notebook: 01_train\n  sweep:\n    lr: [0.1,\n      fast]", r":5: .*'fast' is not of type float"),
+        ("defaults:\n  sede: 1\nruns:\n- notebook: 01_train", r":2: no notebook .* declares .*'sede'"),
+        ("runs:\n- notebook: 01_train\n  parameters:\n    seed: 1.5", r":4: .*'seed': 1.5 is not .* int"),
+        ("runs:\n- notebook: 01_train\n  parameters: {task: 5}", r":3: .*5 is not .* str; put it in quotes"),
+        ("runs:\n- notebook: 01_train\n  sweep:\n    lr: [0.1,\n      fast]", r":5: .*'fast' is not .*float"),
         ("runs:\n- notebook: 02_merge\n  parameters: {quick: yes}", r":3: .*'yes' is not of type bool"),
         ("runs:\n- notebook: 02_merge\n  parameters: {keep: 0.1}", r":3: .*0.1 is not of type list\[float\]"),
         ("defaults: {seed: a}\nruns:\n- notebook: 01_train", r":1: 01_train: parameter 'seed': 'a' is not"),
@@ -137,7 +144,7 @@ runs:
             "runs:\n- notebook: 01_train\n  parameters: {lr: 1}\n  sweep: {lr: [1]}",
             r":4: .*'lr' is given twice",
         ),
-        ("runs:\n- notebook: 01_train\n- notebook: 01_train\n  parameters: {seed: 0}", r":3: duplicate run of 01_t"),
+        ("runs:\n- notebook: 01_train\n- notebook: 01_train\n  parameters: {seed: 0}", r":3: duplicate"),
         ("runs:\n- notebook: 01_train\n  sweep: {seed: [1, 1]}", r":2: duplicate run"),
         ("runs:\n- notebook: 01_train\n  after: [02_merge]", r":3: after names '02_merge', not in this grid"),
         (
@@ -154,6 +161,8 @@ runs:
         ("engine: ray\nruns: [{notebook: 01_train}]", r":1: unknown engine 'ray'; there is: local"),
         ("jobs: 1\njobs: 2\nruns: [{notebook: 01_train}]", r":\d: the key 'jobs' is given twice"),
         ("runs: [", r"demo.yaml:\d: not valid YAML"),
+        ("runs: \x07", r"demo.yaml: not valid YAML"),
+        ("runs: &a [*a]", r"demo.yaml: something in it contains itself"),
         ("runs: [{notebook: !!python/name:os.system x}]", r":1: .*not supported"),
         (
             "runs:\n- notebook: 01_train\n- notebook: ../../elsewhere/01_train.ipynb",
@@ -161,7 +170,7 @@ runs:
         ),
     ],
 )
-def test_what_is_wrong_is_one_line_with_file_and_line(load, desk, write_notebook, text: str, message: str) -> None:
+def test_what_is_wrong_is_one_line_with_file_and_line(load, desk, write_notebook, text, message) -> None:
     write_notebook(desk / "elsewhere" / "01_train.ipynb", "1")
     with pytest.raises(GridError, match=message) as caught:
         load(text)
@@ -170,7 +179,7 @@ def test_what_is_wrong_is_one_line_with_file_and_line(load, desk, write_notebook
 
 
 def test_files_that_are_no_grid_or_no_notebook(load, desk: Path, write_notebook) -> None:
-    with pytest.raises(GridError, match="none.yaml: no such grid file"):
+    with pytest.raises(GridError, match=r"none.yaml: no such grid file"):
         load_grid("none.yaml")
     with pytest.raises(GridError, match="cannot be read"):
         load_grid(desk)

@@ -19,7 +19,8 @@ plain = st.recursive(
 
 def declared(source: str) -> dict:
     cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}
-    return declared_parameters({"cells": [{"cell_type": "markdown", "metadata": {}, "source": "x = 1"}, cell]})
+    text = {"cell_type": "markdown", "metadata": {}, "source": "x = 1"}
+    return declared_parameters({"cells": [text, cell]})
 
 
 @pytest.mark.parametrize(

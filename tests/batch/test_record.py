@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from saftnb.batch import record
 from saftnb.batch.record import used_checkpoint, write_json
+from saftnb.paths import project_root, store_root
 
 names = st.text(alphabet="abcxyz_", min_size=1)
 plain = st.recursive(
@@ -60,19 +61,24 @@ def test_numbers_of_other_libraries(folder: Path) -> None:
         e=np.array([1.0, math.nan]), f=torch.tensor([[1, 2]]), g=np.array(7), h=np.float64(2.5),
     )
     values = recorded(folder)
-    assert values == {"a": 0.5, "b": 3, "c": True, "d": 0.25, "e": [1.0, None], "f": [[1, 2]], "g": 7, "h": 2.5}
+    expected = {"a": 0.5, "b": 3, "c": True, "d": 0.25, "e": [1.0, None], "f": [[1, 2]], "g": 7, "h": 2.5}
+    assert values == expected
     assert [type(values[name]) for name in "abc"] == [float, int, bool]
 
 
 def test_tables(folder: Path) -> None:
     frame = pd.DataFrame({"task": ["a", "b"], "accuracy": [0.5, math.nan], "n": [1, 2]})
     record(plain=frame, indexed=frame.set_index("task"), crossed=pd.DataFrame([[1]], columns=[("x", "y")]))
+    holes = pd.DataFrame({"n": pd.array([1, None], dtype="Int64"), "when": [pd.NaT, None]})
+    record(holes=holes, steps=pd.DataFrame({"loss": [0.5]}, index=pd.RangeIndex(1, name="step")))
     values = recorded(folder)
     assert values["plain"] == {
         "type": "table", "columns": ["task", "accuracy", "n"], "data": [["a", 0.5, 1], ["b", None, 2]],
     }
     assert values["indexed"] == values["plain"]
     assert values["crossed"]["columns"] == ["x / y"]
+    assert values["holes"]["data"] == [[1, None], [None, None]]
+    assert (values["steps"]["columns"], values["steps"]["data"]) == (["step", "loss"], [[0, 0.5]])
     rebuilt = pd.DataFrame(values["plain"]["data"], columns=values["plain"]["columns"])
     pd.testing.assert_frame_equal(rebuilt, frame)
 
@@ -98,7 +104,7 @@ def test_what_is_not_finite_becomes_null_and_an_infinity_says_so(folder: Path) -
     ],
 )
 @pytest.mark.parametrize("inside", [True, False])
-def test_what_json_cannot_hold_is_refused_alike_everywhere(folder, monkeypatch, value, message, inside) -> None:
+def test_what_json_cannot_hold_is_refused_everywhere(folder, monkeypatch, value, message, inside) -> None:
     record(a=1)
     if not inside:
         monkeypatch.delenv("SAFTNB_RUN_DIR")
@@ -138,7 +144,19 @@ def test_a_write_that_fails_leaves_the_old_file(desk: Path, monkeypatch: pytest.
 def test_recording_and_launching_load_nothing_heavy() -> None:
     code = (
         "import sys; from saftnb.batch import record; import saftnb.cli, saftnb.batch.local\n"
-        "print(sorted({'torch', 'pandas', 'numpy', 'papermill', 'nbformat'} & set(sys.modules)), callable(record))"
+        "heavy = {'torch', 'pandas', 'numpy', 'papermill', 'nbformat'}\n"
+        "print(sorted(heavy & set(sys.modules)), callable(record))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[] True"
+
+
+def test_where_the_store_is(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store_root() == desk / "store"
+    monkeypatch.setenv("SAFTNB_STORE", "here")
+    assert store_root() == desk / "here"
+    monkeypatch.setenv("SAFTNB_STORE", "")
+    assert store_root() == project_root() / "runs" / "store"  # whatever the current folder
+    assert (project_root() / "pyproject.toml").exists()
+    monkeypatch.setattr("saftnb.paths.__file__", str(desk / "site-packages" / "saftnb" / "paths.py"))
+    assert project_root() == desk

@@ -9,13 +9,14 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
 
-from saftnb.batch import load_grid, results, run_grid
+from saftnb.batch import load_grid, local, results, run_grid
 from saftnb.batch import manifest as manifests
 from saftnb.batch import run as runs
 from saftnb.batch.manifest import find_runs, is_done, one_line, reason_to_run
@@ -34,7 +35,8 @@ if trained:
 used_checkpoint(folder, "f-" + task)
 record(lr_twice=lr * 2, kind=type(lr).__name__, table={"a": [1]})
 """, """
-seen = [sys.executable, os.getcwd(), os.environ["OMP_NUM_THREADS"], str(Path(saftnb.__file__).parent), trained]
+package = str(Path(saftnb.__file__).parent)
+seen = [sys.executable, os.getcwd(), os.environ["OMP_NUM_THREADS"], package, trained, os.environ["MPLBACKEND"]]
 print("|".join(map(str, seen)))
 """]
 ORPHAN = """
@@ -56,6 +58,18 @@ runs:
 """
 
 
+library_sha256 = manifests.library_sha256
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library():
+    """A library that stays as it is while these tests run, whoever edits it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (manifests, runs, local):
+            patch.setattr(module, "library_sha256", lambda: "library")
+        yield
+
+
 @pytest.fixture(scope="module")
 def office(tmp_path_factory: pytest.TempPathFactory, write_notebook):
     """A folder in which GRID was executed once; its statuses and the lines that were printed."""
@@ -72,10 +86,20 @@ def office(tmp_path_factory: pytest.TempPathFactory, write_notebook):
     write_notebook(books / "silent.ipynb", "1")
     (desk / "grid.yaml").write_text(GRID)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAFTNB_STORE", str(desk / "store"))
+        patch.setenv("SAFTNB_STORE", "store")  # relative: the kernel runs in another folder
+        kernel = desk / "jupyter" / "kernels" / "python3" / "kernel.json"  # somebody's other Python
+        kernel.parent.mkdir(parents=True)
+        kernel.write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}))
+        patch.setenv("JUPYTER_PATH", str(desk / "jupyter"))
+        sockets = Path(tempfile.mkdtemp(dir="/tmp"))
+        patch.setenv("TMPDIR", str(sockets))
+        patch.setattr(tempfile, "tempdir", None)
+        patch.setenv("MPLBACKEND", "agg")
         patch.chdir(desk)
         lines: list[str] = []
         statuses = run_grid(load_grid("grid.yaml"), say=lines.append)
+    assert (desk / "store" / "x").is_dir()
+    sockets.rmdir()  # which fails if anything is left in it
     return desk, statuses, lines
 
 
@@ -113,17 +137,19 @@ def test_done(office) -> None:
     assert 0 < manifest["seconds"] < 120
     assert manifest["started"] <= manifest["finished"]
     assert manifest["started"].endswith("+00:00")
+    assert manifest["library_sha256"] == "library"
     assert is_done(folder)
 
 
 def test_the_kernel_is_this_python_in_the_notebooks_folder_with_its_share_of_threads(office) -> None:
     folder, _ = manifest_of(office, "train", "x")
     notebook = nbformat.read(folder / "run.ipynb", as_version=4)
-    executable, cwd, threads, package, trained = notebook.cells[-1].outputs[0].text.strip().split("|")
+    executable, cwd, threads, package, trained, backend = notebook.cells[-1].outputs[0].text.strip().split("|")
     assert Path(executable).samefile(sys.executable)
     assert Path(executable).parent == Path(sys.executable).parent  # the venv's, not what it links to
     assert Path(cwd) == office[0] / "notebooks"
     assert (threads, trained) == ("1", "True")
+    assert backend.endswith("inline")  # and not the shell's, with which figures vanish
     assert Path(package) == Path(manifests.__file__).parent.parent
 
 
@@ -175,13 +201,14 @@ def test_manifests_name_no_place_and_no_one(office) -> None:
 
 
 def test_reasons_are_cleaned() -> None:
-    raw = f"\x1b[0;31mX\x1b[0m:\n  {Path.home()}/a b/c {platform.node()} /opt/x y/z https://a.org/b/c 1/2 'a/b'"
+    raw = f"\x1b[0;31mX\x1b[0m:\n  {Path.home()}/a b/c {platform.node()}"
+    raw += " /opt/x y/z https://a.org/b/c 1/2 'a/b'"
     clean = one_line(raw)
     assert clean.startswith("X: ")
     assert clean.endswith("…/x y/z https://a.org/b/c 1/2 'a/b'")
     assert "\x1b" not in clean + one_line("x" * 1000)
     assert len(one_line("x" * 1000)) == 300
-    assert one_line("no /data/me/f.txt", Path("/data/me")) == "no …/f.txt"
+    assert one_line("no /data/my own/f.txt", Path("/data/my own")) == "no …/f.txt"
 
 
 def test_results_are_one_tidy_row_per_done_run(office) -> None:
@@ -228,10 +255,11 @@ def test_why_a_done_run_is_run_again(copy, desk: Path, write_notebook, monkeypat
         (run.folder / name).write_bytes(before)
     assert reason_to_run(run) is None
     manifest = (run.folder / "manifest.json").read_text()
-    for changes, reason in [({"status": "running"}, "cut off before"), ({"schema": 0}, "its manifest is another"),
-                            ({"parameters": {}}, "its manifest is another")]:
+    for changes, reason in [({"status": "running"}, "cut off before"),
+                            ({"schema": 0}, "its manifest is another run's"),
+                            ({"parameters": {}}, "its manifest is another run's")]:
         alter_manifest(run.folder, **changes)
-        assert reason_to_run(run).startswith(reason)
+        assert reason_to_run(run) == reason
         (run.folder / "manifest.json").write_text(manifest)
     (run.folder / "manifest.json").write_text(manifest[:100])
     assert (reason_to_run(run), is_done(run.folder)) == ("its manifest cannot be read", False)
@@ -252,19 +280,20 @@ def test_executing_a_notebook_in_place_is_no_change(copy, desk: Path) -> None:
 
 def test_the_librarys_hash_sees_code_and_data_but_not_what_runs_cannot_use(desk: Path, monkeypatch) -> None:
     package = desk / "saftnb"
-    for name in ("batch/manifest.py", "merging/ties.py", "backbones/w.safetensors", "publish/page.css", "cli.py"):
+    files = ("batch/manifest.py", "merging/ties.py", "backbones/w.safetensors", "publish/page.css", "cli.py")
+    for name in files:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text("a")
     monkeypatch.setattr(manifests, "__file__", str(package / "batch" / "manifest.py"))
-    before = manifests.library_sha256()
+    before = library_sha256()
     for name in ("publish/page.css", "cli.py", "merging/__pycache__/x.pyc", "merging/.x.py.swp", "a.md"):
         (package / name).parent.mkdir(exist_ok=True)
         (package / name).write_text("b")
-    assert manifests.library_sha256() == before
+    assert library_sha256() == before
     seen = {before}
     for name in ("merging/ties.py", "backbones/w.safetensors", "merging/new.py"):
         (package / name).write_text("b")
-        seen.add(manifests.library_sha256())
+        seen.add(library_sha256())
     assert len(seen) == 4
 
 

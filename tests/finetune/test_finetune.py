@@ -240,13 +240,15 @@ def test_two_processes_that_need_the_same_checkpoint_train_it_once(fresh_store):
 
 def test_kill_9_in_mid_training_loses_nothing(suite, fresh_store, tmp_path):
     script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent("""
+    script.write_text(
+        textwrap.dedent("""
         from saftnb.finetune import finetune, recipe, train
         from saftnb.suites import load_suite
         train.SAVE_EVERY = 5
         plan = recipe("saft", "thimble", steps=60, warmup=2, evaluate_every=20)
         finetune(load_suite("thimble"), "digits", plan, progress=False)
-    """))
+    """)
+    )
     process = subprocess.Popen([sys.executable, script])
     deadline = time.time() + 60
     while not list((fresh_store / ".partial").glob("*.pt")) and time.time() < deadline:

@@ -25,7 +25,7 @@ def png() -> str:
 @pytest.fixture(scope="session")
 def figure(png: str):
     """An output that shows a figure."""
-    return new_output("display_data", data={"image/png": png, "text/plain": "<Figure size 640x480 with 1 Axes>"})
+    return new_output("display_data", data={"image/png": png, "text/plain": "<Figure size 640x480>"})
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +58,8 @@ def page(tmp_path: Path, notebook) -> Callable[..., str]:
     from saftnb.publish import publish_notebook
 
     def publish(*cells, **options) -> str:
-        return publish_notebook(notebook(*cells), tmp_path / "page.html", **options).read_text(encoding="utf-8")
+        out = publish_notebook(notebook(*cells), tmp_path / "page.html", **options)
+        return out.read_text(encoding="utf-8")
 
     return publish
 
@@ -88,8 +89,9 @@ def add_run(runs: Path, cells) -> Callable[..., Path]:
         folder.mkdir()
         nbformat.write(new_notebook(cells=own_cells or cells), folder / "run.ipynb")
         manifest = {
-            "grid": "pocket", "notebook": name.rpartition("-")[0], "parameters": {"suite": "pocket", "rho": 0.05},
-            "overrides": {}, "status": "done", "reason": "", "seconds": 75.2, "budget": 600,
+            "grid": "pocket", "notebook": name.rpartition("-")[0],
+            "parameters": {"suite": "pocket", "rho": 0.05}, "overrides": {}, "status": "done", "reason": "",
+            "seconds": 75.2, "budget": 600,
             "started": "2026-02-01T10:00:00+00:00", "finished": "2026-02-01T10:01:15+00:00",
             "git": {"commit": "0123456789abcdef", "dirty": True}, "versions": {"torch": "2.14.1"},
         }  # fmt: skip

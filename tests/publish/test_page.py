@@ -10,7 +10,7 @@ import saftnb
 from saftnb.publish import publish_notebook
 
 ROOT = Path(saftnb.__file__).resolve().parents[1]
-LOADING = re.compile(r"<(?!a\b)[^>]*\s(?:src|href|data|poster|srcset|action)\s*=\s*[\"'](?!data:)|url\(|@import", re.I)
+LOADING = re.compile(r'<(?!a\b)[^>]*\s(?:src|href|data|poster|srcset|action)="(?!data:)|url\(|@import')
 
 
 def main_of(html: str) -> str:
@@ -80,7 +80,11 @@ def test_a_cell_may_describe_its_figures_itself(page, figure):
         new_code_cell("x", outputs=[figure], metadata={"alt": 'Two "lines" <rise>'}),
         new_code_cell("x", outputs=[figure, figure], metadata={"alt": ["left", "right"]}),
     )
-    assert re.findall(r'<img [^>]*alt="([^"]*)"', html) == ["Two &quot;lines&quot; &lt;rise&gt;", "left", "right"]
+    assert re.findall(r'<img [^>]*alt="([^"]*)"', html) == [
+        "Two &quot;lines&quot; &lt;rise&gt;",
+        "left",
+        "right",
+    ]
 
 
 def test_an_svg_is_a_picture_and_not_markup(shown):
@@ -132,20 +136,27 @@ def test_progress_bars_are_hidden_and_warnings_folded(shown):
 
 
 def test_an_error_is_seen(shown):
-    html = shown("error", ename="ValueError", evalue="no <method>", traceback=["\x1b[31mTraceback\x1b[0m", "line 3"])
+    trace = ["\x1b[31mTraceback\x1b[0m", "line 3"]
+    html = shown("error", ename="ValueError", evalue="no <method>", traceback=trace)
     assert "<strong>ValueError: no &lt;method&gt;</strong>" in html
     assert "Traceback\nline 3" in html
     assert "<details" not in html
 
 
-@pytest.mark.parametrize("text", ["<Figure size 640x480 with 1 Axes>", "Text(0.5, 1.0, 'x')", "[<matplotlib.lines.Line2D at 0x7f>]"])
+@pytest.mark.parametrize(
+    "text",
+    ["<Figure size 640x480 with 1 Axes>", "Text(0.5, 1.0, 'x')", "[<matplotlib.lines.Line2D at 0x7f>]"],
+)
 def test_what_drawing_calls_return_is_not_shown(shown, text):
     assert "<pre" not in shown("execute_result", execution_count=1, data={"text/plain": text})
 
 
 def test_a_value_is_shown_and_a_widget_is_not(shown):
     assert ">0.75</pre>" in shown("execute_result", execution_count=1, data={"text/plain": "0.75"})
-    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "HBox(children=())"}
+    widget = {
+        "application/vnd.jupyter.widget-view+json": {"model_id": "a"},
+        "text/plain": "HBox(children=())",
+    }
     assert "HBox" not in shown("display_data", data=widget)
 
 
@@ -164,7 +175,14 @@ def test_very_long_outputs_keep_both_ends(shown):
 
 
 def test_no_path_of_this_machine_is_left(page):
-    places = [f"{ROOT}/runs/store", f"file://{ROOT}/a.py", str(ROOT), f"{Path.home()}/.cache", "/home/alice/x", r"C:\Users\alice\x"]
+    places = [
+        f"{ROOT}/runs/store",
+        f"file://{ROOT}/a.py",
+        str(ROOT),
+        f"{Path.home()}/.cache",
+        "/home/alice/x",
+        r"C:\Users\alice\x",
+    ]
     text = "\n".join(places)
     html = page(
         new_markdown_cell(f"See {places[0]}."),
@@ -184,6 +202,18 @@ def test_no_path_of_this_machine_is_left(page):
         assert place not in html
     assert "runs/store" in html
     assert "~/.cache" in html
+
+
+def test_the_store_and_the_host_are_not_named(shown, monkeypatch):
+    monkeypatch.setenv("SAFTNB_STORE", "/scratch/alice/checkpoints")
+    monkeypatch.setattr("socket.gethostname", lambda: "gpu-17")
+    html = shown("stream", name="stdout", text="/scratch/alice/checkpoints/ab12 on gpu-17, not on gpu-170")
+    assert ">store/ab12 on host, not on gpu-170</pre>" in html
+
+
+def test_paths_that_only_look_alike_are_left(shown):
+    html = shown("stream", name="stdout", text=f"{ROOT}s/x /rooted https://a.example/home/x base{ROOT}")
+    assert f">{ROOT}s/x /rooted https://a.example/home/x base{ROOT}</pre>" in html
 
 
 def test_links_in_text_stay_links(page):

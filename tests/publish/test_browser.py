@@ -1,0 +1,230 @@
+"""The pages in a real Chromium without a network: nothing is asked for, nothing complains, all is seen.
+
+The browser is driven through its debugging pipe, so that what it logs, what it requests and what it
+lays out can be read although the pages themselves may not run a single script.
+"""
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+
+from saftnb.publish import publish_notebook, publish_runs
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic",
+    "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-extensions", "--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-pipe",
+]  # fmt: skip
+FIGURES = """[...document.images].map(i => {
+    return {alt: i.alt, natural: i.naturalWidth, shown: i.getBoundingClientRect().width};
+})"""
+FORMULAS = """[...document.querySelectorAll("math")].map(m => {
+    const box = m.getBoundingClientRect();
+    return {width: box.width, height: box.height, kind: m.namespaceURI};
+})"""
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+CONTRAST = """(() => {
+    const channel = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const light = rgb => { const [r, g, b] = rgb.map(channel); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    const read = css => (css.match(/[\\d.]+/g) || []).map(Number);
+    const behind = e => {
+        for (; e; e = e.parentElement) {
+            const c = read(getComputedStyle(e).backgroundColor);
+            if (c.length === 3 || c[3] > 0) return c.slice(0, 3);
+        }
+        return [255, 255, 255];
+    };
+    const found = [];
+    const texts = "p, td, th, h1, h2, a, dt, dd, pre, summary, small, b, .status, mi";
+    for (const e of document.querySelectorAll(texts))
+        if (e.textContent.trim() && e.getClientRects().length) {
+            const [a, b] = [light(read(getComputedStyle(e).color).slice(0, 3)), light(behind(e))];
+            found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.outerHTML.slice(0, 80)]);
+        }
+    return found.sort((x, y) => x[0] - y[0])[0];
+})()"""
+
+
+class Browser:
+    """A Chromium and one tab in it."""
+
+    def __init__(self, profile: Path) -> None:
+        (read_in, self.write), (self.read, write_out) = os.pipe(), os.pipe()
+        # The browser reads commands from file 3 and answers on file 4.
+        wrapper = 'input=$1 output=$2; shift 2; eval "exec \\"\\$@\\" 3<&$input 4>&$output"'
+        flags = [*FLAGS, f"--user-data-dir={profile}"]
+        self.process = subprocess.Popen(
+            ["bash", "-c", wrapper, "bash", str(read_in), str(write_out), CHROMIUM, *flags, "about:blank"],
+            pass_fds=(read_in, write_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(read_in)
+        os.close(write_out)
+        self.buffer, self.count, self.events, self.session = b"", 0, [], None
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+
+    def send(self, method: str, **params) -> dict:
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": params}
+        message |= {"sessionId": self.session} if self.session else {}
+        os.write(self.write, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self.receive()
+            if answer.get("id") == self.count:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def receive(self, seconds: float = 30) -> dict:
+        until = time.monotonic() + seconds
+        while b"\0" not in self.buffer:
+            ready, _, _ = select.select([self.read], [], [], max(0, until - time.monotonic()))
+            chunk = os.read(self.read, 1 << 16) if ready else b""
+            if not chunk:
+                raise TimeoutError("chromium does not answer")
+            self.buffer += chunk
+        line, _, self.buffer = self.buffer.partition(b"\0")
+        message = json.loads(line)
+        if "method" in message:
+            self.events.append(message)
+        return message
+
+    def open(self, page: Path, *, width: int = 1200, scheme: str = "light") -> None:
+        """Load a page and wait until everything in it is there."""
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        self.send("Emulation.setDeviceMetricsOverride", **size)
+        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.events.clear()
+        self.send("Page.navigate", url=page.resolve().as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.receive()
+
+    def ask(self, expression: str):
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
+        return answer["result"].get("value")
+
+    def complaints(self) -> list[str]:
+        """Errors and warnings of the console, refused loads among them."""
+        kinds = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+        return [json.dumps(event["params"]) for event in self.events if event["method"] in kinds]
+
+    def requests(self) -> list[str]:
+        """What was asked for from anywhere but the file itself."""
+        asked = [event for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        urls = [event["params"]["request"]["url"] for event in asked]
+        return [url for url in urls if not url.startswith(("file:", "data:"))]
+
+    def close(self) -> None:
+        os.close(self.write)
+        os.close(self.read)
+        self.process.terminate()
+        self.process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def report(add_run, runs, headline, tmp_path) -> Path:
+    """The folder of a report with a wide table, a sweep and a failed run."""
+    wide = {"columns": ["method", *(f"task_{i}" for i in range(12))], "data": [["ties", *[0.5] * 12]]}
+    add_run("01_saft-a", results={"headline": headline, "gain": 0.05})
+    add_run("02_wide-a", results={"headline": wide})
+    for rho in (0.1, 0.2):
+        add_run(f"03_rho-{rho}", overrides={"rho": rho}, results={"headline": headline})
+    add_run("04_bad-a", status="failed", reason="ValueError: " + "a very long reason " * 15)
+    return publish_runs(runs, tmp_path / "report").parent
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("name", ["index", "01_saft-a", "04_bad-a"])
+def test_a_report_opens_without_network_and_shows_everything(browser, report, name, width, scheme):
+    browser.open(report / f"{name}.html", width=width, scheme=scheme)
+    assert browser.complaints() == []
+    assert browser.requests() == []
+    figures = browser.ask(FIGURES)
+    assert figures
+    for figure in figures:
+        assert figure["alt"]
+        assert figure["natural"] == 40
+        assert figure["shown"] > 10
+    formulas = browser.ask(FORMULAS)
+    assert formulas
+    for formula in formulas:
+        assert formula["kind"] == "http://www.w3.org/1998/Math/MathML"
+        assert min(formula["width"], formula["height"]) > 3
+    assert browser.ask(OVERFLOW) <= 0, "the page itself does not scroll sideways"
+    ratio, where = browser.ask(CONTRAST)
+    assert ratio >= 4.5, where
+
+
+def test_aligned_equations_meet_at_their_sign(browser, notebook, tmp_path):
+    formula = new_markdown_cell(r"$$\begin{aligned} a &= b \\ \theta_{\text{merged}} &= d \end{aligned}$$")
+    browser.open(publish_notebook(notebook(formula), tmp_path / "page.html"))
+    left, right = (
+        browser.ask(f"[...document.querySelectorAll('{side}')].map(e => e.getBoundingClientRect().{edge})")
+        for side, edge in (("mtr > mtd:first-child > :last-child", "right"), ("mtd:last-child > mo", "left"))
+    )
+    assert left[0] == pytest.approx(left[1], abs=1.5)
+    assert right[0] == pytest.approx(right[1], abs=1.5)
+
+
+def test_every_link_of_the_index_leads_to_a_page(browser, report):
+    browser.open(report / "index.html")
+    links = browser.ask("[...document.links].map(link => link.getAttribute('href'))")
+    assert {link for link in links if not link.startswith("#")} == {
+        path.name for path in report.iterdir() if path.name != "index.html"
+    }
+    for link in links:
+        assert not link.startswith("#") or browser.ask(f"!!document.getElementById({link[1:]!r})")
+
+
+def test_a_hostile_notebook_runs_nothing_and_asks_for_nothing(browser, notebook, tmp_path, figure):
+    attack = (
+        "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>"
+        "<svg onload='window.pwned = 1'><iframe srcdoc='<script>parent.pwned = 1</script>'></iframe><img src='http://x.example/spy.png'>"
+        "<link rel=stylesheet href='http://x.example/a.css'>"
+        "<style>#T_a{background:url(http://x.example/b)}</style>"
+        "<a href='javascript:window.pwned = 1'>x</a><details open ontoggle='window.pwned = 1'>x</details>"
+    )
+    path = notebook(
+        new_markdown_cell(f"# Title\n\n{attack}"),
+        new_code_cell("x", outputs=[new_output("display_data", data={"text/html": attack}), figure]),
+        new_code_cell("x", outputs=[new_output("display_data", data={"text/markdown": attack})]),
+        new_code_cell("x", outputs=[new_output("display_data", data={"image/svg+xml": attack})]),
+    )
+    browser.open(publish_notebook(path, tmp_path / "page.html"))
+    assert browser.ask("typeof window.pwned") == "undefined"
+    active = "script, iframe, object, svg, a[href^=javascript]"
+    assert browser.ask(f"document.querySelectorAll('{active}').length") == 0
+    assert browser.complaints() == []
+    assert browser.requests() == []
+    assert browser.ask("document.images[0].naturalWidth") in (0, 40)
+
+
+def test_the_policy_alone_would_stop_a_script(browser, notebook, tmp_path, cells):
+    page = publish_notebook(notebook(*cells), tmp_path / "page.html")
+    attack = "<script>window.pwned = 1</script><img src=http://x.example/spy.png onerror='window.pwned = 1'>"
+    page.write_text(page.read_text().replace("</main>", f"{attack}</main>"))
+    browser.open(page)
+    assert browser.ask("typeof window.pwned") == "undefined"
+    assert browser.requests() == ["http://x.example/spy.png"], "the other tests would see a request"
+    assert "csp" in [event["params"].get("blockedReason") for event in browser.events], "refused, not failed"
+    assert len(browser.complaints()) >= 2, "the other tests would see a complaint"

@@ -1,0 +1,83 @@
+"""Accuracies, normalised accuracies and paired intervals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saftnb.evaluate import (
+    accuracies,
+    hits,
+    individual_hits,
+    logits,
+    normalised,
+    paired_interval,
+    suite_hits,
+    with_mean,
+)  # fmt: skip
+from saftnb.suites import load_suite
+from saftnb.task_vector import TaskVector
+
+
+@pytest.fixture(scope="module")
+def suite():
+    return load_suite("thimble")
+
+
+def test_hits_are_the_pictures_whose_largest_logit_is_the_label(suite):
+    model, split = suite.classifier("digits"), suite.tasks["digits"].test
+    found = hits(model, split)
+    with torch.no_grad():
+        slow = [
+            bool(model(image[None])[0].argmax() == label)
+            for image, label in zip(split.images, split.labels, strict=True)
+        ]
+    assert found.tolist() == slow
+    assert accuracies({"digits": found})["digits"] == pytest.approx(np.mean(slow))
+
+
+def test_the_batch_size_does_not_matter(suite):
+    model, images = suite.classifier("digits"), suite.tasks["digits"].test.images[:30]
+    torch.testing.assert_close(logits(model, images, batch_size=7), logits(model, images), atol=1e-4, rtol=1e-4)
+
+
+def test_a_zero_vector_is_the_pre_trained_model_and_another_is_not(suite):
+    tower = suite.backbone.image_tower()
+    zero = TaskVector({name: torch.zeros_like(p) for name, p in tower.named_parameters()})
+    base = suite_hits(suite, split="validation")
+    assert all(torch.equal(base[task], got) for task, got in suite_hits(suite, zero, split="validation").items())
+    generator = torch.Generator().manual_seed(0)
+    noise = TaskVector({name: 0.2 * torch.randn(p.shape, generator=generator) for name, p in tower.named_parameters()})
+    other = suite_hits(suite, noise, split="validation")
+    assert any(not torch.equal(base[task], other[task]) for task in base)
+    own = individual_hits(suite, {"digits": noise, "patterns": zero}, split="validation")
+    assert torch.equal(own["digits"], other["digits"])
+    assert torch.equal(own["patterns"], base["patterns"])
+
+
+def test_normalised_and_mean():
+    assert normalised({"a": 0.4, "b": 0.9}, {"a": 0.8, "b": 0.9}) == {"a": 0.5, "b": 1.0}
+    table = with_mean(pd.DataFrame({"a": [0.2], "b": [0.4]}))
+    assert table["mean"].tolist() == pytest.approx([0.3])
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000), st.integers(20, 60))
+def test_the_interval_matches_a_plain_bootstrap(seed, count):
+    generator = np.random.default_rng(seed)
+    ours = {t: torch.from_numpy(generator.random(count) < 0.7) for t in "ab"}
+    theirs = {t: torch.from_numpy(generator.random(count) < 0.5) for t in "ab"}
+    middle, low, high = paired_interval(ours, theirs)
+    gaps = {t: ours[t].numpy().astype(float) - theirs[t].numpy().astype(float) for t in "ab"}
+    assert middle == pytest.approx(np.mean([gap.mean() for gap in gaps.values()]))
+    plain = [np.mean([generator.choice(gap, count).mean() for gap in gaps.values()]) for _ in range(800)]
+    assert low == pytest.approx(np.quantile(plain, 0.025), abs=0.05)
+    assert high == pytest.approx(np.quantile(plain, 0.975), abs=0.05)
+    assert low <= middle <= high
+
+
+def test_a_model_does_not_differ_from_itself():
+    same = {"a": torch.tensor([True, False, True])}
+    assert paired_interval(same, same) == (0.0, 0.0, 0.0)

@@ -1,0 +1,68 @@
+"""Every figure draws from a tidy frame, with the recipes' own colours and labelled axes."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import same_color
+
+from saftnb import plots
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with plt.style.context(plots.STYLE):
+        yield
+    plt.close("all")
+
+
+def test_pictures_show_one_axis_each():
+    figure = plots.pictures(torch.zeros(3, 3, 28, 28, dtype=torch.uint8), ["a", "b", "c"])
+    assert [axis.get_title(loc="center") for axis in figure.axes] == ["a", "b", "c"]
+
+
+def test_training_curves_use_the_recipes_colours():
+    rows = [
+        {"recipe": r, "step": s, "gradients": s, "validation_accuracy": 0.5} for r in ("sgd", "saft") for s in (1, 2)
+    ]
+    figure = plots.training_curves(pd.DataFrame(rows))
+    assert [axis.get_xlabel() for axis in figure.axes] == ["optimizer steps", "gradients taken"]
+    assert all(
+        same_color(line.get_color(), plots.COLOURS[r])
+        for line, r in zip(figure.axes[0].lines, ("sgd", "saft"), strict=True)
+    )
+
+
+def test_loss_slices_have_a_panel_a_direction_and_a_band_for_several_draws():
+    rows = [
+        {"recipe": r, "direction": d, "draw": draw, "distance": t, "rise": t * (draw + 1)}
+        for r in ("sgd", "saft") for d, n in (("random", 2), ("SAM ascent", 1)) for draw in range(n) for t in (0, 1)
+    ]  # fmt: skip
+    figure = plots.loss_slices(pd.DataFrame(rows))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["random", "SAM ascent"]
+    assert len(figure.axes[0].collections) == 2
+    assert len(figure.axes[1].collections) == 0
+
+
+def test_coefficient_curves_draw_the_chosen_keep_only():
+    rows = [
+        {"recipe": r, "method": "ties", "scale": s, "keep": k, "mean": s * k, "chosen": (s, k) == (2, 0.4)}
+        for r in ("sgd", "saft") for s in (1, 2) for k in (0.2, 0.4)
+    ]  # fmt: skip
+    figure = plots.coefficient_curves(pd.DataFrame(rows))
+    assert list(figure.axes[0].lines[0].get_ydata()) == [0.4, 0.8]
+    assert "keep 40%" in figure.axes[0].get_legend().get_texts()[0].get_text()
+
+
+def test_merging_comparison_shows_differences_in_points():
+    absolute = pd.DataFrame(
+        [
+            {"model": m, "recipe": r, "accuracy": a, "seed": 0}
+            for m in ("zero-shot", "average")
+            for r, a in (("sgd", 0.5), ("saft", 0.525))
+        ]
+    )
+    difference = pd.DataFrame({"digits": [2.5]}, index=["average"])
+    figure = plots.merging_comparison(absolute, difference)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["+2.5"]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["+2.5"]

@@ -1,0 +1,299 @@
+"""TaskVector is a vector space over parameter names, LowRank a matrix that is never formed."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+from torch.testing import assert_close
+
+import saftnb.task_vector
+from saftnb.task_vector import LowRank, TaskVector
+
+
+def low_rank(rows: int, columns: int, rank: int, seed: int = 0) -> LowRank:
+    g = torch.Generator().manual_seed(seed)
+    return LowRank(torch.randn(rows, rank, generator=g), torch.randn(rank, columns, generator=g))
+
+
+def vector(seed: int = 0, low: bool = True) -> TaskVector:
+    g = torch.Generator().manual_seed(seed)
+    deltas = {"bias": torch.randn(3, generator=g), "weight": torch.randn(3, 4, generator=g)}
+    return TaskVector(deltas | ({"lora": low_rank(5, 6, 2, seed)} if low else {}))
+
+
+def same(a: TaskVector, b: TaskVector, **tolerance: float) -> None:
+    assert_close(dict(a.dense()), dict(b.dense()), **tolerance)
+
+
+# LowRank
+
+
+@given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 5))
+@settings(deadline=None, max_examples=30)
+def test_low_rank_arithmetic_is_that_of_the_product(r1: int, r2: int, seed: int) -> None:
+    a, b = low_rank(4, 3, r1, seed), low_rank(4, 3, r2, seed + 1)
+    x = torch.randn(4, 3)
+    for low in (a + b, a - b, -a, 2.5 * a, a * np.float32(2.5), np.float64(2.5) * a, a / 2.5):
+        assert isinstance(low, LowRank)
+    assert (a + b).B.shape[1] == r1 + r2
+    assert_close((a + b).dense(), a.B @ a.A + b.B @ b.A)
+    assert_close((a - b).dense(), a.B @ a.A - b.B @ b.A)
+    assert_close((-a).dense(), -(a.B @ a.A))
+    assert_close((2.5 * a).dense(), 2.5 * (a.B @ a.A))
+    assert_close((a / 2.5).dense(), (a.B @ a.A) / 2.5)
+    dense = a.dense()
+    for mixed, expected in ((a + x, dense + x), (x + a, x + dense), (a - x, dense - x), (x - a, x - dense)):
+        assert isinstance(mixed, torch.Tensor)
+        assert_close(mixed, expected)
+
+
+def test_low_rank_knows_its_shape_and_dtype() -> None:
+    a = low_rank(4, 3, 2).to(torch.bfloat16)
+    assert (a.shape, a.numel(), a.dtype) == (torch.Size([4, 3]), 12, torch.bfloat16)
+    assert a.to(torch.float64).dtype == torch.float64
+    assert not LowRank(nn.Parameter(torch.ones(2, 1)), torch.ones(1, 2)).B.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("B", "A", "message"),
+    [
+        (torch.ones(4, 2), torch.ones(3, 4), r"got \(4, 2\) and \(3, 4\)"),
+        (torch.ones(4), torch.ones(4), r"LowRank takes B \(O, r\)"),
+        (torch.ones(4, 2).double(), torch.ones(2, 3), "float64.*float32"),
+        (torch.ones(4, 2).int(), torch.ones(2, 3).int(), "floating-point"),
+    ],
+)
+def test_low_rank_refuses_factors_that_do_not_fit(B: torch.Tensor, A: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LowRank(B, A)
+    with pytest.raises(ValueError, match="cannot add LowRanks"):
+        low_rank(2, 3, 1) + low_rank(3, 2, 1)
+
+
+# the vector space
+
+
+def test_laws_of_a_vector_space() -> None:
+    a, b, c = vector(1), vector(2, low=True), vector(3)
+    b = TaskVector(dict(b) | {"lora": torch.randn(5, 6)})  # low-rank here, dense there
+    zero = a - a
+    same(a + b, b + a)
+    same((a + b) + c, a + (b + c), rtol=1e-5, atol=1e-6)
+    same(a + zero, a, rtol=1e-5, atol=1e-6)
+    same(a - b, a + -b)
+    same(2.0 * (a + b), 2.0 * a + b * 2)
+    same((0.25 + 0.5) * a, 0.25 * a + 0.5 * a, rtol=1e-5, atol=1e-6)
+    same(np.float64(0.5) * a, a / 2)
+    same(sum([a, b, c]), a + b + c)
+
+
+def test_low_rank_survives_arithmetic_among_its_kind() -> None:
+    merged = 0.5 * (vector(1) - vector(2)) + vector(3)
+    assert isinstance(merged["lora"], LowRank)
+    assert merged["lora"].B.shape == (5, 6)  # the ranks 2 add up
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"bias": torch.ones(3)}, "the left task vector has 'weight', the right one has not"),
+        ({"bias": torch.ones(3), "weight": torch.ones(3, 4), "z": torch.ones(1)}, "the right one has 'z'"),
+        ({"bias": torch.ones(1), "weight": torch.ones(3, 4)}, r"'bias' is \(3,\) in the left .* and \(1,\)"),
+    ],
+)
+def test_unequal_parameters_do_not_add_or_broadcast(other: dict, message: str) -> None:
+    for operation in (lambda a, b: a + b, lambda a, b: a - b):
+        with pytest.raises(ValueError, match=message):
+            operation(vector(low=False), TaskVector(other))
+
+
+def test_only_task_vectors_and_numbers_take_part() -> None:
+    for wrong in (lambda v: v + 1, lambda v: v * v, lambda v: v * torch.ones(2), lambda v: 1 + v):
+        with pytest.raises(TypeError):
+            wrong(vector())
+
+
+def test_a_task_vector_is_a_read_only_mapping_of_floating_tensors() -> None:
+    source = {"w": nn.Parameter(torch.ones(2))}
+    v = TaskVector(source)
+    source["x"] = torch.ones(1)
+    assert list(v) == ["w"]
+    assert not v["w"].requires_grad
+    with pytest.raises(TypeError):
+        v["w"] = torch.ones(2)
+    with pytest.raises(ValueError, match=r"'w' must be .*int64"):
+        TaskVector({"w": torch.arange(2)})
+    with pytest.raises(ValueError, match=r"'w' must be .*list"):
+        TaskVector({"w": [1.0]})
+    with pytest.raises(ValueError, match="names are strings"):
+        TaskVector({1: torch.ones(1)})
+    assert v == v
+    assert v != TaskVector(source)
+    assert "1 parameters, 0 low-rank, 2 entries, float32" in repr(v)
+
+
+def test_norm_and_numel_count_low_rank_deltas_as_their_products() -> None:
+    v = vector()
+    flat = torch.cat([delta.flatten() for delta in v.dense().values()])
+    assert v.numel() == len(flat) == 3 + 12 + 30
+    assert v.norm() == pytest.approx(float(flat.double().norm()), rel=1e-6)
+    assert TaskVector({}).norm() == 0
+
+
+def test_to_moves_every_tensor() -> None:
+    assert {delta.dtype for delta in vector().to(torch.float64).values()} == {torch.float64}
+
+
+# models
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(3, 4, bias=False), nn.Linear(3, 4, bias=False)
+        self.head.weight = self.embed.weight
+        self.norm = nn.BatchNorm1d(4)
+
+
+def test_between_and_apply_to_are_inverse() -> None:
+    base = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    tuned = copy.deepcopy(base)
+    for p in tuned.parameters():
+        p.data += torch.randint(-8, 8, p.shape) / 8
+    tuned[1].running_mean += 1
+    delta = TaskVector.between(base.state_dict(), tuned.state_dict())
+    assert set(delta) == set(base.state_dict()) - {"1.num_batches_tracked"}
+    assert delta.apply_to(base) is base
+    assert_close(base.state_dict(), tuned.state_dict())
+    assert all(p.requires_grad for p in base.parameters())
+
+
+def test_between_refuses_state_dicts_of_different_models() -> None:
+    base = {"w": torch.ones(2), "count": torch.tensor(3)}
+    for tuned, message in (
+        ({"w": torch.ones(2)}, "base has 'count', tuned has not"),
+        ({"w": torch.ones(1), "count": torch.tensor(3)}, r"'w' is \(2,\) in base"),
+        ({"w": torch.ones(2), "count": torch.tensor(4)}, "'count' is not a floating tensor and differs"),
+        ({"w": torch.ones(2), "count": torch.tensor(3.0)}, "'count' is not a floating tensor and differs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TaskVector.between(base, tuned)
+
+
+def test_tied_weights_are_changed_once() -> None:
+    model = Tied()
+    before = model.embed.weight.detach().clone()
+    delta = torch.randn(4, 3)
+    TaskVector({"embed.weight": delta, "head.weight": delta.clone()}).apply_to(model)
+    assert_close(model.embed.weight.detach(), before + delta)
+    with pytest.raises(ValueError, match=r"'embed.weight' and 'head.weight' are one parameter"):
+        TaskVector({"embed.weight": delta, "head.weight": 2 * delta}).apply_to(model)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"nowhere": torch.ones(1)}, "Linear has no parameter 'nowhere'"),
+        ({"bias": torch.ones(1)}, r"'bias' is \(3,\) torch.float32 in the model, \(1,\)"),
+    ],
+)
+def test_apply_to_changes_nothing_unless_all_fits(wrong: dict, message: str) -> None:
+    model = nn.Linear(4, 3)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        TaskVector({"weight": torch.ones(3, 4)} | wrong).apply_to(model)
+    assert_close(model.state_dict(), before)
+
+
+def test_apply_to_rounds_once_into_a_half_precision_model() -> None:
+    model = nn.Linear(2, 2, bias=False).half()
+    model.weight.data.fill_(1.0)
+    delta = torch.full((2, 2), 2**-11 + 2**-23)  # rounded to half before it is added, it would vanish
+    TaskVector({"weight": delta}).apply_to(model)
+    assert_close(model.weight.detach(), torch.full((2, 2), 1 + 2**-10).half(), rtol=0, atol=0)
+
+
+# files
+
+
+def test_a_file_holds_every_delta_exactly(tmp_path) -> None:
+    flat = torch.randn(12)
+    v = TaskVector(
+        {
+            "view": flat[2:6],
+            "twin": flat[2:6],
+            "transposed": flat.view(3, 4).T,
+            "half": torch.randn(2).to(torch.bfloat16),
+            "double": torch.tensor(1 / 3, dtype=torch.float64),
+            "lora": low_rank(3, 2, 1).to(torch.float16),
+            "::B": torch.ones(1),
+        }
+    )
+    path = tmp_path / "v.safetensors"
+    with pytest.raises(ValueError, match="cannot save '::B'"):
+        v.save(path)
+    assert not list(tmp_path.iterdir())
+    v = TaskVector({name: delta for name, delta in v.items() if name != "::B"})
+    v.save(str(path))
+    loaded = TaskVector.load(path)
+    assert set(loaded) == set(v)
+    assert isinstance(loaded["lora"], LowRank)
+    assert torch.equal(loaded["lora"].B, v["lora"].B)
+    same(loaded, v, rtol=0, atol=0)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _half_a_file(tensors, filename, metadata=None):
+    save_file(tensors, filename, metadata)
+    os.truncate(filename, os.path.getsize(filename) // 2)
+    raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize("moment", ["writing", "syncing", "renaming"])
+def test_an_interrupted_save_leaves_the_old_file_whole(tmp_path, monkeypatch, moment: str) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "v.safetensors"
+    vector(1).save(path)
+    if moment == "writing":
+        monkeypatch.setattr(saftnb.task_vector, "save_file", _half_a_file)
+    else:
+        monkeypatch.setattr(os, {"syncing": "fsync", "renaming": "replace"}[moment], fail)
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        vector(2).save(path)
+    monkeypatch.undo()
+    same(TaskVector.load(path), vector(1), rtol=0, atol=0)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_appears_whole_after_a_sync(tmp_path, monkeypatch) -> None:
+    path, seen = tmp_path / "v.safetensors", []
+    replace, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (seen.append("sync"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append("rename"), replace(a, b)))
+    vector().save(path)
+    assert seen == ["sync", "rename", "sync"]
+
+
+def test_foreign_and_broken_files_are_refused_in_one_line(tmp_path) -> None:
+    foreign, broken = tmp_path / "foreign.safetensors", tmp_path / "broken.safetensors"
+    save_file({"w": torch.ones(2)}, foreign, metadata={"format": "pt"})
+    vector().save(broken)
+    os.truncate(broken, 40)
+    expected = {foreign: "is not a task vector of version 1", broken: "is not a whole safetensors file"}
+    for path, message in expected.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            TaskVector.load(path)
+        assert "\n" not in str(caught.value)
+        assert path.name in str(caught.value)
+    with pytest.raises(FileNotFoundError):
+        TaskVector.load(tmp_path / "absent")

@@ -1,0 +1,50 @@
+"""Write a copy of every notebook with thimble-sized parameters into a folder, for nbval to run (see the Makefile).
+
+The copies keep the committed outputs: nbval compares those of the cells tagged `nbval-check-output`, which state
+invariants that hold at every size.
+"""
+
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+# What makes each notebook small. A notebook that is not named here is an error, so that none goes untested.
+SIZES = {
+    "01_sharpness_aware_finetuning": {"suite": "thimble", "task": "patterns", "random_directions": 2},
+    "02_merging_comparison": {"suite": "thimble", "scales": [0.1, 0.5], "keeps": [0.2]},
+    "appendix/recipe_search": {"suite": "thimble", "rates": [1e-3], "radii": [0.5]},
+    "appendix/pretrain_pocket_clip": {"size": "thimble"},
+}
+
+
+def notebooks() -> list[Path]:
+    return sorted(path for path in NOTEBOOKS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+
+
+def check(path: Path) -> None:
+    """A notebook has outputs, a parameters cell and at least three compared cells."""
+    cells = nbformat.read(path, as_version=4).cells
+    tags = [tag for cell in cells for tag in cell.metadata.get("tags", [])]
+    compared = [cell for cell in cells if "nbval-check-output" in cell.metadata.get("tags", [])]
+    if tags.count("parameters") != 1:
+        sys.exit(f"{path.name}: needs exactly one cell tagged 'parameters'")
+    if len(compared) < 3 or not all(cell.outputs for cell in compared):
+        sys.exit(f"{path.name}: needs three cells tagged 'nbval-check-output', with outputs (make notebooks)")
+
+
+def main(folder: Path) -> None:
+    for path in notebooks():
+        name = path.relative_to(NOTEBOOKS).with_suffix("").as_posix()
+        if name not in SIZES:
+            sys.exit(f"{name}: has no thimble size in tests/thimble_notebooks.py")
+        check(path)
+        target = folder / f"{name}.ipynb"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        papermill.execute_notebook(path, target, SIZES[name], prepare_only=True, progress_bar=False)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
