@@ -13,13 +13,14 @@ report: $(READY)
 	$(BIN)/saftnb grid notebooks/grids/pocket.yaml --runs $(RUNS)
 	$(BIN)/saftnb report $(RUNS)/pocket -o reports/pocket
 
-# The notebooks run under nbval as copies at thimble size, with a store of their own.
+# Two workers with one thread each. The notebooks run under nbval as copies at thimble size, with their own store.
+test: export OMP_NUM_THREADS = 1
 test: $(READY) lint
-	$(BIN)/python -m pytest tests --cov=saftnb --cov-report=term --durations=10
+	$(BIN)/python -m pytest tests -n 2 --cov=saftnb --cov-report=term --durations=10
 	rm -rf $(THIMBLE)
 	$(BIN)/python tests/thimble_notebooks.py $(THIMBLE)
-	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/python -m pytest -v --nbval-lax --nbval-current-env \
-		--nbval-cell-timeout=120 -p no:cacheprovider $(THIMBLE)
+	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/python -m pytest -n 2 --dist loadfile -v --nbval-lax \
+		--nbval-current-env --nbval-cell-timeout=120 $(THIMBLE)
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

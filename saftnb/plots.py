@@ -3,6 +3,7 @@
 The same colour means the same recipe in every figure: the baseline is grey-blue, SAFT orange.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def use_style() -> None:
 
 def pictures(images: Tensor, captions: Sequence[str]) -> Figure:
     """A strip of uint8 pictures (n, 3, h, w), each with a caption above."""
-    figure, axes = plt.subplots(1, len(images), figsize=(len(images) * 0.95, 1.35))
+    captions = [textwrap.fill(caption, 15) for caption in captions]
+    lines = max(caption.count("\n") for caption in captions)
+    figure, axes = plt.subplots(1, len(images), figsize=(len(images) * 0.95, 1.25 + 0.14 * lines))
     for axis, image, caption in zip(np.atleast_1d(axes), images, captions, strict=True):
         axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
         axis.set_title(caption, fontsize=7, fontweight="normal", loc="center")
@@ -99,7 +102,7 @@ def coefficient_curves(frame: pd.DataFrame) -> Figure:
             )
             axis.plot(best["scale"], best["mean"], "o", markersize=14, markerfacecolor="none", color=_INK)
         axis.set(title=LABELS[method], xlabel="merging coefficient λ")
-        axis.legend(loc="lower left", fontsize=8)
+        axis.legend(loc="best", fontsize=8)
     axes[0][0].set_ylabel("mean validation accuracy")
     return figure
 
@@ -109,23 +112,24 @@ def merging_comparison(absolute: pd.DataFrame, difference: pd.DataFrame) -> Figu
 
     Args:
         absolute: columns model, recipe, seed, accuracy (mean over tasks); "zero-shot" is there for both recipes.
-        difference: SAFT − base in points of accuracy, rows models, columns tasks.
+        difference: SAFT − base in points of accuracy, rows models, columns tasks and "mean"; a model without a row has
+            no recipe, such as the pre-trained one.
     """
     models = list(dict.fromkeys(absolute["model"]))
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=(1, 1.15))
     for row, model in enumerate(models):
         part = absolute[absolute["model"] == model]
         means = part.groupby("recipe")["accuracy"].mean()
+        if model not in difference.index:
+            left.plot(means["sgd"], row, "s", color=_QUIET, markersize=8)
+            continue
         left.plot([means["sgd"], means["saft"]], [row, row], color="#cccccc", linewidth=4, zorder=1)
         for recipe in ("sgd", "saft"):
             seeds = part.loc[part["recipe"] == recipe, "accuracy"]
             error = [[seeds.mean() - seeds.min()], [seeds.max() - seeds.mean()]] if len(seeds) > 1 else None
             left.errorbar(seeds.mean(), row, xerr=error, fmt=MARKERS[recipe], color=COLOURS[recipe], markersize=8)
-        gap = 100 * (means["saft"] - means["sgd"])
-        if model != "zero-shot":
-            left.annotate(
-                f"{gap:+.1f}", (max(means), row), (10, 0), textcoords="offset points", va="center", color=_INK
-            )
+        gap = f"{difference.loc[model, 'mean']:+.1f}"
+        left.annotate(gap, (max(means), row), (10, 0), textcoords="offset points", va="center", color=_INK)
     left.set(
         yticks=range(len(models)),
         yticklabels=[LABELS.get(m, m) for m in models],

@@ -62,7 +62,7 @@ def test_merging_comparison_shows_differences_in_points():
             for r, a in (("sgd", 0.5), ("saft", 0.525))
         ]
     )
-    difference = pd.DataFrame({"digits": [2.5]}, index=["average"])
+    difference = pd.DataFrame({"digits": [3.5], "mean": [2.5]}, index=["average"])
     figure = plots.merging_comparison(absolute, difference)
     assert [text.get_text() for text in figure.axes[0].texts] == ["+2.5"]
-    assert [text.get_text() for text in figure.axes[1].texts] == ["+2.5"]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["+3.5", "+2.5"]

@@ -21,7 +21,7 @@ from jupyter_client.manager import AsyncKernelManager
 from traitlets import default
 
 from saftnb.batch.manifest import NOTEBOOK, OUTCOME
-from saftnb.batch.record import write_json
+from saftnb.run_folder import write_json
 
 
 class _ThisPython(KernelSpecManager):
@@ -67,9 +67,18 @@ def execute(parameters: dict[str, Any], cwd: str, sockets: str | None = None) ->
     _Kernel.sockets = sockets or tempfile.mkdtemp(prefix="saftnb-")
     try:
         notebook = papermill.execute_notebook(
-            NOTEBOOK, NOTEBOOK, parameters=parameters, cwd=cwd, kernel_name="python3", language="python",
-            kernel_manager_class=_Kernel, progress_bar=False, log_output=True, coalesce_streams=True,
-            start_timeout=180, iopub_timeout=180,
+            NOTEBOOK,
+            NOTEBOOK,
+            parameters=parameters,
+            cwd=cwd,
+            kernel_name="python3",
+            language="python",
+            kernel_manager_class=_Kernel,
+            progress_bar=False,
+            log_output=True,
+            coalesce_streams=True,
+            start_timeout=180,
+            iopub_timeout=180,
         )
     except papermill.PapermillExecutionError as error:
         return {"status": "failed", "reason": f"{error.ename}: {error.evalue} (cell {error.exec_count})"}

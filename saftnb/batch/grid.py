@@ -89,8 +89,14 @@ def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
     defaults = _defaults(source, data.get("defaults"), notebooks)
     made = [
         [
-            Run(name, notebook, {p.name: p.default for p in notebook.parameters.values()} | given, given,
-                Path(runs).absolute(), budget=_budget(source, ("runs", i, "budget"), entry.get("budget")))
+            Run(
+                name,
+                notebook,
+                {p.name: p.default for p in notebook.parameters.values()} | given,
+                given,
+                Path(runs).absolute(),
+                budget=_budget(source, ("runs", i, "budget"), entry.get("budget")),
+            )
             for given in _points(source, ("runs", i), entry, notebook, defaults)
         ]
         for i, (entry, notebook) in enumerate(zip(entries, notebooks, strict=True))
@@ -186,8 +192,11 @@ def _check_distinct(source: GridFile, made: list[list[Run]]) -> None:
                 source.fail(("runs", i), f"two different notebooks are called {run.notebook.name}")
             if run.id in first:
                 line = source.line(("runs", first[run.id]))
-                source.fail(("runs", i), f"duplicate run of {run.notebook.name}: the entry at line {line} "
-                                         f"already has the parameters {run.overrides}")
+                source.fail(
+                    ("runs", i),
+                    f"duplicate run of {run.notebook.name}: the entry at line {line} "
+                    f"already has the parameters {run.overrides}",
+                )
             first[run.id] = i
 
 

@@ -50,9 +50,7 @@ def run_grid(
 class _Engine:
     """The state of one call of `run_grid`; only the calling thread changes it."""
 
-    def __init__(
-        self, grid: Grid, jobs: int, reasons: dict[str, str | None], say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, grid: Grid, jobs: int, reasons: dict[str, str | None], say: Callable[[str], None]) -> None:
         self.grid, self.jobs, self.reasons, self.say = grid, jobs, reasons, say
         self.threads = grid.threads or (1 if jobs > 1 else None)
         self.waiting = list(grid.runs)

@@ -13,16 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saftnb.batch.grid import Run
-from saftnb.batch.record import RESULTS, read_json
+from saftnb.batch.record import RESULTS
 from saftnb.paths import project_root, store_root
+from saftnb.run_folder import read_json
 
 if TYPE_CHECKING:
     import pandas
 
 SCHEMA = 1
 MANIFEST, NOTEBOOK, LOG, OUTCOME = "manifest.json", "run.ipynb", "log.txt", ".outcome.json"
-PACKAGES = ("saftnb", "torch", "torchvision", "open_clip_torch", "peft", "numpy", "scikit-learn", "pandas",
-            "papermill", "nbclient", "ipykernel")
+PACKAGES = (
+    "saftnb",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "peft",
+    "numpy",
+    "scikit-learn",
+    "pandas",
+    "papermill",
+    "nbclient",
+    "ipykernel",
+)
 # A run's numbers cannot depend on these parts of the package, so a change in them makes no run stale.
 _OUTSIDE_RUNS = ("publish", "cli.py", "__main__.py")
 

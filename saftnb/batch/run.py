@@ -38,11 +38,17 @@ from saftnb.batch.manifest import (
     reason_to_run,
     sha256_of,
 )
-from saftnb.batch.record import CHECKPOINTS, RESULTS, read_json, write_json
+from saftnb.batch.record import RESULTS
 from saftnb.paths import store_root
+from saftnb.run_folder import CHECKPOINTS, read_json, write_json
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
-                    "VECLIB_MAXIMUM_THREADS")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
 
 
 class Stopped(Exception):
@@ -194,12 +200,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _environment(run: Run, threads: int | None) -> dict[str, str]:
-    """What the notebook's process sees; the library is the one of this process, wherever it was found."""
+    """What the notebook's process sees; its library is this process's, its figures go inline."""
     library = str(Path(saftnb.__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
     limits = dict.fromkeys(THREAD_VARIABLES, str(threads)) if threads else {}
     own = {"SAFTNB_RUN_DIR": str(run.folder.resolve()), "SAFTNB_STORE": str(store_root()), "PYTHONPATH": path}
-    inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # figures go inline
+    inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     return inherited | limits | own
 
 

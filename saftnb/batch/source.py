@@ -97,8 +97,13 @@ class GridFile:
     def _scalar(self, loader: _Loader, node: yaml.Node, place: Place) -> Any:
         kind, text = node.tag.removeprefix("tag:yaml.org,2002:"), node.value
         try:
-            plain = {"str": str, "int": int, "float": float, "null": lambda _: None,
-                     "bool": lambda word: {"true": True, "false": False}[word.lower()]}[kind]
+            plain = {
+                "str": str,
+                "int": int,
+                "float": float,
+                "null": lambda _: None,
+                "bool": lambda word: {"true": True, "false": False}[word.lower()],
+            }[kind]
             return plain(text)
         except (KeyError, ValueError):
             self.fail(place, f"{text!r} with the tag {node.tag} is not supported")

@@ -79,7 +79,7 @@ class Recipe:
 _RECIPES = {
     "pocket": {
         "sgd": Recipe("sgd", "adamw", lr=1e-3),
-        "saft": Recipe("saft", "asam", lr=1e-3, rho=0.5),
+        "saft": Recipe("saft", "asam", lr=1e-3, rho=0.2),
     },
     "thimble": {
         "sgd": Recipe("sgd", "adamw", steps=24, batch_size=32, lr=1e-3, warmup=4, evaluate_every=8),

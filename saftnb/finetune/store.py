@@ -18,10 +18,10 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from saftnb.paths import store_root
+from saftnb.run_folder import used_checkpoint
 from saftnb.task_vector import TaskVector
 
 _FILES = ("task_vector.safetensors", "history.csv")
-used: dict[str, str] = {}  # folder name → fingerprint of every checkpoint that this process trained or loaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def save(result: FineTuned, root: Path | None = None) -> Path:
         shutil.rmtree(final)
     os.replace(part, final)
     _sync(root)
-    used[final.name] = result.fingerprint
+    used_checkpoint(final, result.fingerprint)
     return final
 
 
@@ -104,7 +104,7 @@ def load(inputs: dict, root: Path | None = None) -> FineTuned | None:
     if not whole:
         warnings.warn(f"checkpoint {folder.name} is damaged and is trained again", stacklevel=3)
         return None
-    used[folder.name] = manifest["fingerprint"]
+    used_checkpoint(folder, manifest["fingerprint"])
     return FineTuned(
         TaskVector.load(folder / "task_vector.safetensors"), pd.read_csv(folder / "history.csv"),
         manifest["validation_accuracy"], manifest["seconds"], manifest["fingerprint"], manifest["inputs"],

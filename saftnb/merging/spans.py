@@ -78,9 +78,7 @@ def first_not_finite(vectors: Sequence[TaskVector]) -> tuple[int, str] | None:
     return places[min(found)] if (found := [at for share in shares for at in share]) else None
 
 
-def in_parallel(
-    work: Callable[[Iterator[Item]], Result], items: Sequence[Item], workers: int
-) -> list[Result]:
+def in_parallel(work: Callable[[Iterator[Item]], Result], items: Sequence[Item], workers: int) -> list[Result]:
     """What `work` returns for shares of the items, one share per worker, each worker a thread of its own.
 
     Inside a worker PyTorch is single-threaded. Its own threads would have to meet at the end of each of many

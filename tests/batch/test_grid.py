@@ -49,11 +49,18 @@ runs:
     assert (grid.name, grid.jobs, grid.threads, len(grid.runs)) == ("demo", 2, None, 6)
     train, merge = grid.runs[:4], grid.runs[4:]
     assert [(run.parameters["task"], run.parameters["lr"]) for run in train] == [
-        ("mnist", 0.001), ("mnist", 1.0), ("digits", 0.001), ("digits", 1.0),
+        ("mnist", 0.001),
+        ("mnist", 1.0),
+        ("digits", 0.001),
+        ("digits", 1.0),
     ]
     assert all(type(run.parameters["lr"]) is float for run in train)
     assert train[0].parameters == {
-        "suite": "thimble", "task": "mnist", "seed": 8, "lr": 0.001, "device": "auto",
+        "suite": "thimble",
+        "task": "mnist",
+        "seed": 8,
+        "lr": 0.001,
+        "device": "auto",
     }
     assert train[0].overrides == {"suite": "thimble", "seed": 8, "task": "mnist", "lr": 0.001}
     assert [(run.parameters["limit"], run.parameters["quick"]) for run in merge] == [(1, True), (None, False)]
@@ -100,7 +107,12 @@ def test_scalars_mean_what_they_look_like(load) -> None:
         return grid.runs[0].parameters["task"]
 
     assert [task(text) for text in ("on", "012", "2024-01-01", "1:30", "'5'", "!!str 5")] == [
-        "on", "012", "2024-01-01", "1:30", "5", "5",
+        "on",
+        "012",
+        "2024-01-01",
+        "1:30",
+        "5",
+        "5",
     ]
 
 

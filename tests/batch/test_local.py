@@ -71,8 +71,7 @@ def test_after_is_respected_and_no_more_run_than_allowed(stage, jobs: int) -> No
 
 
 def test_the_grid_says_how_many_and_how_wide(stage) -> None:
-    run_grid(stage.grid("jobs: 3\nthreads: 2\nruns: [{notebook: a, sweep: {seed: [0, 1, 2, 3]}}]"),
-             say=lambda _: None)
+    run_grid(stage.grid("jobs: 3\nthreads: 2\nruns: [{notebook: a, sweep: {seed: [0, 1, 2, 3]}}]"), say=lambda _: None)
     assert (stage.most, set(stage.threads)) == (3, {2})
 
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saftnb.batch import record
-from saftnb.batch.record import used_checkpoint, write_json
 from saftnb.paths import project_root, store_root
+from saftnb.run_folder import used_checkpoint, write_json
 
 names = st.text(alphabet="abcxyz_", min_size=1)
 plain = st.recursive(
@@ -57,8 +57,14 @@ def test_calls_add_up_and_the_last_word_counts(folder: Path) -> None:
 
 def test_numbers_of_other_libraries(folder: Path) -> None:
     record(
-        a=np.float32(0.5), b=np.int64(3), c=np.bool_(True), d=torch.tensor(0.25, requires_grad=True),
-        e=np.array([1.0, math.nan]), f=torch.tensor([[1, 2]]), g=np.array(7), h=np.float64(2.5),
+        a=np.float32(0.5),
+        b=np.int64(3),
+        c=np.bool_(True),
+        d=torch.tensor(0.25, requires_grad=True),
+        e=np.array([1.0, math.nan]),
+        f=torch.tensor([[1, 2]]),
+        g=np.array(7),
+        h=np.float64(2.5),
     )
     values = recorded(folder)
     expected = {"a": 0.5, "b": 3, "c": True, "d": 0.25, "e": [1.0, None], "f": [[1, 2]], "g": 7, "h": 2.5}
@@ -73,7 +79,9 @@ def test_tables(folder: Path) -> None:
     record(holes=holes, steps=pd.DataFrame({"loss": [0.5]}, index=pd.RangeIndex(1, name="step")))
     values = recorded(folder)
     assert values["plain"] == {
-        "type": "table", "columns": ["task", "accuracy", "n"], "data": [["a", 0.5, 1], ["b", None, 2]],
+        "type": "table",
+        "columns": ["task", "accuracy", "n"],
+        "data": [["a", 0.5, 1], ["b", None, 2]],
     }
     assert values["indexed"] == values["plain"]
     assert values["crossed"]["columns"] == ["x / y"]
@@ -124,7 +132,8 @@ def test_checkpoints_are_named_relative_to_the_store(folder: Path, desk: Path) -
         used_checkpoint(desk / "store" / "pocket" / "mnist-1", "f00")
     used_checkpoint(desk / "elsewhere" / "x", "ba5")
     assert json.loads((folder / ".checkpoints.json").read_text()) == [
-        {"name": "pocket/mnist-1", "fingerprint": "f00"}, {"name": "x", "fingerprint": "ba5"},
+        {"name": "pocket/mnist-1", "fingerprint": "f00"},
+        {"name": "x", "fingerprint": "ba5"},
     ]
 
 

@@ -21,12 +21,13 @@ from saftnb.batch import manifest as manifests
 from saftnb.batch import run as runs
 from saftnb.batch.manifest import find_runs, is_done, one_line, reason_to_run
 
-TRAIN = ["""
+TRAIN = [
+    """
 import os, sys
 from pathlib import Path
 import saftnb
 from saftnb.batch import record
-from saftnb.batch.record import used_checkpoint
+from saftnb.run_folder import used_checkpoint
 folder = Path(os.environ["SAFTNB_STORE"]) / task
 trained = not folder.exists()
 if trained:
@@ -34,11 +35,14 @@ if trained:
     (folder / "manifest.json").write_text("{}")
 used_checkpoint(folder, "f-" + task)
 record(lr_twice=lr * 2, kind=type(lr).__name__, table={"a": [1]})
-""", """
+""",
+    """
 package = str(Path(saftnb.__file__).parent)
-seen = [sys.executable, os.getcwd(), os.environ["OMP_NUM_THREADS"], package, trained, os.environ["MPLBACKEND"]]
+threads, backend = os.environ["OMP_NUM_THREADS"], os.environ["MPLBACKEND"]
+seen = [sys.executable, os.getcwd(), threads, package, trained, backend]
 print("|".join(map(str, seen)))
-"""]
+""",
+]
 ORPHAN = """
 import os
 from pathlib import Path
@@ -77,11 +81,17 @@ def office(tmp_path_factory: pytest.TempPathFactory, write_notebook):
     books = desk / "notebooks"
     declared = "task: str = 'x'\nlr: float = 0.1  # rate, a = b\nseed: int = 3\ndevice: str = 'cpu'"
     write_notebook(books / "train.ipynb", *TRAIN, parameters=declared)
-    write_notebook(books / "raises.ipynb", "1", "import warnings", "raise ValueError('\\x1b[31mno\\x1b[0m\\n"
-                   "file /home/jo/data/x.txt')", "2")
+    write_notebook(
+        books / "raises.ipynb",
+        "1",
+        "import warnings",
+        "raise ValueError('\\x1b[31mno\\x1b[0m\\nfile /home/jo/data/x.txt')",
+        "2",
+    )
     write_notebook(books / "dies.ipynb", "1", "import os; os._exit(0)", "2")
-    write_notebook(books / "leaves.ipynb", "from saftnb.batch import record; record(a=1)",
-                   "import sys; sys.exit(0)", "2")
+    write_notebook(
+        books / "leaves.ipynb", "from saftnb.batch import record; record(a=1)", "import sys; sys.exit(0)", "2"
+    )
     write_notebook(books / "orphan.ipynb", ORPHAN)
     write_notebook(books / "silent.ipynb", "1")
     (desk / "grid.yaml").write_text(GRID)
@@ -123,7 +133,10 @@ def manifest_of(office, notebook: str, task: str = "x") -> tuple[Path, dict]:
 def test_done(office) -> None:
     folder, manifest = manifest_of(office, "train", "x")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "log.txt", "manifest.json", "results.json", "run.ipynb",
+        "log.txt",
+        "manifest.json",
+        "results.json",
+        "run.ipynb",
     ]
     results = json.loads((folder / "results.json").read_text())
     assert results == {"lr_twice": 0.002, "kind": "float", "table": {"a": [1]}}
@@ -144,7 +157,8 @@ def test_done(office) -> None:
 def test_the_kernel_is_this_python_in_the_notebooks_folder_with_its_share_of_threads(office) -> None:
     folder, _ = manifest_of(office, "train", "x")
     notebook = nbformat.read(folder / "run.ipynb", as_version=4)
-    executable, cwd, threads, package, trained, backend = notebook.cells[-1].outputs[0].text.strip().split("|")
+    printed = notebook.cells[-1].outputs[0].text.strip()
+    executable, cwd, threads, package, trained, backend = printed.split("|")
     assert Path(executable).samefile(sys.executable)
     assert Path(executable).parent == Path(sys.executable).parent  # the venv's, not what it links to
     assert Path(cwd) == office[0] / "notebooks"
@@ -245,8 +259,10 @@ def test_why_a_done_run_is_run_again(copy, desk: Path, write_notebook, monkeypat
     run = copy.runs[0]
     assert reason_to_run(run) is None
     assert reason_to_run(run, "another hash") == "library changed"
-    for name, reason in [("results.json", "results.json was altered or is gone"),
-                         ("run.ipynb", "run.ipynb was altered or is gone")]:
+    for name, reason in [
+        ("results.json", "results.json was altered or is gone"),
+        ("run.ipynb", "run.ipynb was altered or is gone"),
+    ]:
         before = (run.folder / name).read_bytes()
         (run.folder / name).write_bytes(before + b" ")
         assert (reason_to_run(run), is_done(run.folder)) == (reason, False)
@@ -255,9 +271,11 @@ def test_why_a_done_run_is_run_again(copy, desk: Path, write_notebook, monkeypat
         (run.folder / name).write_bytes(before)
     assert reason_to_run(run) is None
     manifest = (run.folder / "manifest.json").read_text()
-    for changes, reason in [({"status": "running"}, "cut off before"),
-                            ({"schema": 0}, "its manifest is another run's"),
-                            ({"parameters": {}}, "its manifest is another run's")]:
+    for changes, reason in [
+        ({"status": "running"}, "cut off before"),
+        ({"schema": 0}, "its manifest is another run's"),
+        ({"parameters": {}}, "its manifest is another run's"),
+    ]:
         alter_manifest(run.folder, **changes)
         assert reason_to_run(run) == reason
         (run.folder / "manifest.json").write_text(manifest)
@@ -267,8 +285,9 @@ def test_why_a_done_run_is_run_again(copy, desk: Path, write_notebook, monkeypat
     shutil.rmtree(desk / "store" / "x")
     assert reason_to_run(run) == "checkpoint x is gone"
     assert reason_to_run(copy.runs[1]) is None
-    write_notebook(run.notebook.path, *TRAIN, "3", parameters="task: str = 'x'\nlr: float = 0.1\nseed = 3\n"
-                   "device = 'cpu'")
+    write_notebook(
+        run.notebook.path, *TRAIN, "3", parameters="task: str = 'x'\nlr: float = 0.1\nseed = 3\ndevice = 'cpu'"
+    )
     assert reason_to_run(load_grid("grid.yaml").runs[0]) == "notebook changed"
 
 

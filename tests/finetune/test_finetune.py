@@ -58,7 +58,16 @@ def test_trained_once_then_loaded_with_the_same_bits(suite, monkeypatch):
     assert equal(first.task_vector, second.task_vector)
     assert first.history.equals(second.history)
     assert first.fingerprint == second.fingerprint
-    assert store.used[store.folder_name(first.inputs)] == first.fingerprint
+
+
+def test_a_run_notes_the_checkpoints_that_it_trained_or_loaded(suite, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAFTNB_RUN_DIR", str(tmp_path))
+    first = finetune(suite, "digits", plan(steps=3), progress=False)
+    noted = json.loads((tmp_path / ".checkpoints.json").read_text())
+    assert noted == [{"name": store.folder_name(first.inputs), "fingerprint": first.fingerprint}]
+    (tmp_path / ".checkpoints.json").unlink()
+    finetune(suite, "digits", plan(steps=3), progress=False)
+    assert json.loads((tmp_path / ".checkpoints.json").read_text()) == noted
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(suite, fresh_store, monkeypatch):

@@ -107,9 +107,7 @@ def _lora(count: int, dtype: torch.dtype = torch.float32) -> list[TaskVector]:
     ("method", "hyperparameters"),
     [("average", {}), ("task_arithmetic", {"scale": 0.5}), ("ties", {"keep": 0.3}), ("ties", {"keep": 1})],
 )
-def test_low_rank_vectors_merge_like_their_products(
-    method: str, hyperparameters: dict, dtype: torch.dtype
-) -> None:
+def test_low_rank_vectors_merge_like_their_products(method: str, hyperparameters: dict, dtype: torch.dtype) -> None:
     low = _lora(4, dtype)
     dense = [v.dense() for v in low]
     expected = merge(dense, method, **hyperparameters)

@@ -19,9 +19,7 @@ from saftnb.merging.ties import kth_magnitude, trim_elect_merge
 quickly = settings(deadline=None, max_examples=60)
 
 
-def reference(
-    vectors: list[list[float]], keep: float, scale: float = 1.0, aggregate: str = "mean"
-) -> list[float]:
+def reference(vectors: list[list[float]], keep: float, scale: float = 1.0, aggregate: str = "mean") -> list[float]:
     """TIES over flat lists, one rule a line; sums are exact (fsum)."""
     d = len(vectors[0])
     trimmed = []
@@ -127,9 +125,7 @@ def test_tiny_numbers_have_signs_too() -> None:
 
 @given(flat_vectors(), st.sampled_from([0.2, 0.6, 1.0]))
 @quickly
-def test_negated_vectors_merge_to_the_negative_except_at_zero_sums(
-    vectors: list[list[float]], keep: float
-) -> None:
+def test_negated_vectors_merge_to_the_negative_except_at_zero_sums(vectors: list[list[float]], keep: float) -> None:
     merged, negated = ties(*vectors, keep=keep), ties(*[[-x for x in v] for v in vectors], keep=keep)
     trimmed = [ties(v, keep=keep) for v in vectors]
     for m, n, column in zip(merged, negated, zip(*trimmed, strict=True), strict=True):

@@ -1,0 +1,54 @@
+"""The folder of the run that this process belongs to, as the environment names it. Imports nothing heavy.
+
+Below every room, because the checkpoint store notes here what a run rests on and `batch` reads it.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from saftnb.paths import store_root
+
+CHECKPOINTS = ".checkpoints.json"
+
+
+def used_checkpoint(folder: Path, fingerprint: str) -> None:
+    """Note that this run rests on the checkpoint in ``folder``; nothing happens outside a run.
+
+    The note holds the folder's name under the store, so that a rerun of the grid sees when it is gone.
+    """
+    run = run_folder()
+    if run is None:
+        return
+    folder, store = Path(folder).resolve(), store_root().resolve()
+    name = folder.relative_to(store).as_posix() if folder.is_relative_to(store) else folder.name
+    entry = {"name": name, "fingerprint": str(fingerprint)}
+    known = read_json(run / CHECKPOINTS, [])
+    if entry not in known:
+        write_json(run / CHECKPOINTS, [*known, entry])
+
+
+def run_folder() -> Path | None:
+    """The folder of the run that this process belongs to, or None outside a grid."""
+    named = os.environ.get("SAFTNB_RUN_DIR")
+    return Path(named) if named else None
+
+
+def read_json(path: Path, default: Any = None) -> Any:
+    """The JSON in ``path``, or ``default`` where there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return default
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON so that a reader sees the old file or the new one, never a part of it."""
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
