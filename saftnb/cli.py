@@ -89,7 +89,7 @@ def _report(options: argparse.Namespace) -> int:
             raise FileNotFoundError(f"{options.runs}: no such folder of runs")
         from saftnb.publish import publish_runs
 
-        publish_runs(options.runs, options.out)
+        print(f"open {publish_runs(options.runs, options.out)}")
     return 0
 
 

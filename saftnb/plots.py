@@ -123,11 +123,10 @@ def merging_comparison(absolute: pd.DataFrame, difference: pd.DataFrame) -> Figu
         if model not in difference.index:
             left.plot(means["sgd"], row, "s", color=_QUIET, markersize=8)
             continue
-        left.plot([means["sgd"], means["saft"]], [row, row], color="#cccccc", linewidth=4, zorder=1)
-        for recipe in ("sgd", "saft"):
+        for recipe, place in (("sgd", row - 0.14), ("saft", row + 0.14)):
             seeds = part.loc[part["recipe"] == recipe, "accuracy"]
             error = [[seeds.mean() - seeds.min()], [seeds.max() - seeds.mean()]] if len(seeds) > 1 else None
-            left.errorbar(seeds.mean(), row, xerr=error, fmt=MARKERS[recipe], color=COLOURS[recipe], markersize=8)
+            left.errorbar(seeds.mean(), place, xerr=error, fmt=MARKERS[recipe], color=COLOURS[recipe], markersize=8)
         gap = f"{difference.loc[model, 'mean']:+.1f}"
         left.annotate(gap, (max(means), row), (10, 0), textcoords="offset points", va="center", color=_INK)
     left.set(

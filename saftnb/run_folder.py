@@ -11,6 +11,7 @@ from typing import Any
 from saftnb.paths import store_root
 
 CHECKPOINTS = ".checkpoints.json"
+CURRENT = ".current.json"  # in a grid's folder: the ids of the runs that the grid file names now
 
 
 def used_checkpoint(folder: Path, fingerprint: str) -> None:

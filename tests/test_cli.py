@@ -99,7 +99,7 @@ def test_the_exit_code_is_0_only_if_every_run_is_done(grid, monkeypatch, statuse
 
 def test_report_and_fetch_hand_over(grid: Path, monkeypatch, capsys) -> None:
     calls = []
-    publish = types.SimpleNamespace(publish_runs=lambda runs, out: calls.append((runs, out)))
+    publish = types.SimpleNamespace(publish_runs=lambda runs, out: calls.append((runs, out)) or out)
 
     def fetch(suite: str) -> None:
         calls.append(suite)

@@ -13,7 +13,12 @@ import papermill
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 # What makes each notebook small. A notebook that is not named here is an error, so that none goes untested.
 SIZES = {
-    "01_sharpness_aware_finetuning": {"suite": "thimble", "task": "patterns", "random_directions": 2},
+    "01_sharpness_aware_finetuning": {
+        "suite": "thimble",
+        "task": "patterns",
+        "random_directions": 2,
+        "line_pictures": 100,
+    },
     "02_merging_comparison": {"suite": "thimble", "scales": [0.1, 0.5], "keeps": [0.2]},
     "appendix/recipe_search": {"suite": "thimble", "rates": [1e-3], "radii": [0.5]},
     "appendix/pretrain_pocket_clip": {"size": "thimble"},

@@ -10,6 +10,7 @@ from threading import Event
 from saftnb.batch.grid import Grid, Run
 from saftnb.batch.manifest import LOG, library_sha256, reason_to_run
 from saftnb.batch.run import Stopped, run_one
+from saftnb.run_folder import CURRENT, write_json
 
 
 def _print(line: str) -> None:
@@ -34,6 +35,9 @@ def run_grid(
     engine = _Engine(grid, jobs or grid.jobs, plan(grid, force), say)
     todo = sum(reason is not None for reason in engine.reasons.values())
     say(f"grid {grid.name}: {_plural(len(grid.runs))}, {todo} to do, {engine.jobs} at a time")
+    for folder in {run.folder.parent for run in grid.runs}:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CURRENT, [run.id for run in grid.runs])
     try:
         engine.work()
     except KeyboardInterrupt:

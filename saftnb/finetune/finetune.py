@@ -8,7 +8,8 @@ import torch
 
 from saftnb.backbones import resolve_device
 from saftnb.finetune import store
-from saftnb.finetune.recipe import Recipe, recipe
+from saftnb.finetune.recipe import Recipe
+from saftnb.finetune.recipe import recipe as named_recipe
 from saftnb.finetune.train import CPU_THREADS, Training, save_state
 from saftnb.suites import Suite
 from saftnb.task_vector import TaskVector
@@ -28,7 +29,7 @@ def describe(suite: Suite, task: str, plan: Recipe, seed: int, device: torch.dev
 def finetune(
     suite: Suite,
     task: str,
-    recipe_: Recipe | str = "sgd",
+    recipe: Recipe | str = "sgd",
     seed: int = 0,
     *,
     device: str = "auto",
@@ -37,7 +38,7 @@ def finetune(
     """Fine-tune the suite's backbone on one task, or load the result if it was trained before.
 
     Args:
-        recipe_: a `Recipe`, or the name of one (see `recipe`).
+        recipe: a `Recipe`, or the name of one.
         seed: decides the order of the data and the crops; θ0 is the same for all.
         progress: show a bar while training.
 
@@ -46,7 +47,7 @@ def finetune(
     Raises:
         KeyError: the suite has no such task. ValueError: no such recipe or device.
     """
-    plan = recipe(recipe_, suite) if isinstance(recipe_, str) else recipe_
+    plan = named_recipe(recipe, suite) if isinstance(recipe, str) else recipe
     where = resolve_device(device)
     inputs = describe(suite, task, plan, seed, where)
     found = store.load(inputs)

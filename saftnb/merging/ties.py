@@ -192,9 +192,11 @@ def _census(
     for span in spans:
         magnitudes, under, over = scratch[:, : len(span)]
         torch.abs(read(vector, span, dtype), out=magnitudes)
-        fewer = int(torch.lt(magnitudes, low, out=under).sum())  # marks 0.0 or 1.0: far faster than bool
-        below += fewer
-        within += len(span) - fewer - int(torch.gt(magnitudes, high, out=over).sum())
+        torch.lt(magnitudes, low, out=under)  # marks of 0.0 or 1.0: far faster than bool
+        torch.gt(magnitudes, high, out=over)
+        lower, higher = map(int, scratch[1:, : len(span)].sum(1).tolist())
+        below += lower
+        within += len(span) - lower - higher
         if within > enough:
             collected.clear()
             continue

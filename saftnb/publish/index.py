@@ -17,7 +17,7 @@ from saftnb.publish.tables import duration, is_number, number, table_html, value
 
 QUESTION = "Which fine-tuned models merge well, and why"
 SUBJECT = "Sharpness-aware fine-tuning (SAFT) and SVD alignment of LoRA updates (KnOTS)"
-WIDE = 6  # a table of more columns stands above its figure, not beside it
+WIDE = 3  # a table of more columns stands below its figure, not beside it
 Scrub = Callable[[str], str]
 
 
@@ -140,7 +140,10 @@ def _count(amount: int, noun: str) -> str:
 
 
 def _headline(group: list[Entry], clean: Scrub) -> str:
-    """The headline table and figure of one notebook; further runs of a sweep are folded away."""
+    """The headline of one notebook: its claim, what came out here (a recorded `verdict`), its figure and table.
+
+    Further runs of a sweep are folded away.
+    """
     chosen = [entry for entry in group if entry.run.done and entry.run.table("headline")]
     if not chosen:
         return ""
@@ -151,7 +154,9 @@ def _headline(group: list[Entry], clean: Scrub) -> str:
         summary = f"the same table for {_count(len(others), 'other run')} of this notebook"
         folded = f'<details class="others"><summary>{summary}</summary>{folded}</details>'
     which = f'<p class="variant">{_variant(first, clean)}</p>' if others else ""
-    top = f"<h2>{first.link}</h2>{claim}{which}"
+    verdict = first.run.scalars.get("verdict")
+    found = f'<p class="verdict"><b>In these runs:</b> {escape(clean(str(verdict)))}</p>' if verdict else ""
+    top = f"<h2>{first.link}</h2>{claim}{which}{found}"
     return f'<article class="headline">{top}{_exhibit(first, clean)}{folded}</article>'
 
 

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from saftnb.run_folder import CURRENT, read_json
+
 STATUSES = frozenset(["done", "failed", "killed", "interrupted", "running"])
 
 
@@ -79,7 +81,9 @@ def read_runs(folder: Path) -> list[RunFolder]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder of a grid's runs, such as runs/pocket")
-    found = [_read_run(path) for path in sorted(folder.iterdir()) if _is_run(path)]
+    current = read_json(folder / CURRENT)  # runs of an older version of the grid file stay on disk, unreported
+    paths = [path for path in sorted(folder.iterdir()) if _is_run(path) and (not current or path.name in current)]
+    found = [_read_run(path) for path in paths]
     if not found:
         raise ValueError(f"{folder} holds no runs{_hint(folder)}")
     return sorted(found, key=lambda run: (run.notebook, list(map(_order, run.overrides.values())), run.name))

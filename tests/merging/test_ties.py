@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -104,6 +105,11 @@ def test_a_zero_sum_takes_the_majority_of_the_elected_signs(rest: list[float], e
     a, b = [3.0, 100.0 * rest[0], *rest[1:]], [-3.0, *rest]  # the size of the sums has no say
     assert ties(a, b, keep=1)[0] == expected
     assert reference([a, b], keep=1)[0] == expected
+
+
+def test_a_zero_sum_of_unequal_numbers_of_tasks_takes_the_mean_of_the_majority() -> None:
+    assert ties([5, -1, -1], [-3, -1, -1], [-2, -1, -1], keep=1) == [-2.5, -1, -1]
+    assert ties([-5, 1, 1], [3, 1, 1], [2, 1, 1], keep=1) == [2.5, 1, 1]
 
 
 def test_opposites_alone_are_taken_for_positive() -> None:
@@ -211,7 +217,17 @@ def test_a_failure_in_a_worker_is_raised_and_the_threads_are_given_back() -> Non
     with pytest.raises(RuntimeError, match="span 3"):
         spans.in_parallel(work, range(10), workers=2)
     assert torch.get_num_threads() == threads
-    assert sorted(itertools.chain(*spans.in_parallel(list, range(10), workers=3))) == list(range(10))
+    with ThreadPoolExecutor(1) as pool:  # a thread to come
+        assert pool.submit(torch.get_num_threads).result() == threads
+
+
+def test_each_item_has_one_worker() -> None:
+    def work(share):
+        return [(item, time.sleep(0.002)) for item in share]
+
+    shares = spans.in_parallel(work, range(12), workers=3)
+    assert sum(map(bool, shares)) > 1
+    assert sorted(item for share in shares for item, _ in share) == list(range(12))
 
 
 # the k-th magnitude

@@ -299,3 +299,21 @@ def test_numbers_are_written_as_in_a_table(value, largest, text):
 def test_durations_are_said_in_a_fitting_unit(seconds, text):
     assert duration(seconds) == text
     assert duration(seconds, 600) == (f"{text} of 10 min" if text != "–" else "–")
+
+
+def test_what_came_out_stands_beside_the_claim(add_run, report, headline):
+    add_run("01_saft-aaaa", results={"headline": headline, "verdict": "worse by <2 points"})
+    article = re.search(r"<article.*?</article>", report(), re.DOTALL)[0]
+    assert "In these runs: worse by &lt;2 points" in words(article)
+    assert article.index("The flatter, the better") < article.index("In these runs")
+
+
+def test_runs_that_the_grid_no_longer_names_are_left_out(add_run, report, runs):
+    add_run("01_saft-aaaa", results={"gain": 0.251})
+    add_run("01_saft-bbbb", results={"gain": 0.752})
+    assert "gain <b>0.251</b>" in report()
+    (runs / ".current.json").write_text('["01_saft-bbbb"]')
+    html = report()
+    assert "gain <b>0.251</b>" not in html
+    assert "gain <b>0.752</b>" in html
+    assert "1 run<" in html

@@ -19,7 +19,7 @@ def toy(count: int, classes: int, seed: int = 0):
 @given(st.integers(2, 5), st.integers(1, 30), st.integers(1, 30), st.integers(0, 1000))
 def test_divide_is_disjoint_balanced_and_deterministic(classes, first, second, seed):
     images, labels = toy(80, classes)
-    images[40] = images[0]  # a repeated picture
+    images[12 * classes] = images[0]  # a repeated picture of the same class
     splits = divide(images, labels, {"test": first, "train": second}, seed)
     assert (len(splits["test"]), len(splits["train"])) == (first, second)
     pictures = [image.numpy().tobytes() for split in splits.values() for image in split.images]
