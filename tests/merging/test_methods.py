@@ -35,7 +35,7 @@ def same(a: TaskVector, b: TaskVector, **tolerance: float) -> None:
     assert_close(dict(a.dense()), dict(b.dense()), **tolerance)
 
 
-quickly = settings(deadline=None, max_examples=40)
+quickly = settings(deadline=None, max_examples=25)
 
 
 @given(task_vectors(), st.integers(-8, 8).map(lambda i: i / 4))
