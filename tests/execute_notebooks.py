@@ -5,7 +5,9 @@
 A notebook that fails leaves the committed one as it was.
 """
 
+import base64
 import sys
+from pathlib import Path
 
 import nbformat
 from thimble_notebooks import NOTEBOOKS, notebooks
@@ -13,6 +15,8 @@ from thimble_notebooks import NOTEBOOKS, notebooks
 from saftnb.batch import run_one
 from saftnb.batch.grid import Run
 from saftnb.batch.notebooks import find_notebook
+
+GALLERY = NOTEBOOKS.parent / "reports" / "gallery"
 
 
 def cleaned(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -38,6 +42,14 @@ def is_progress(output: nbformat.NotebookNode) -> bool:
     return output.output_type == "stream" and output.name == "stderr" and "%|" in output.text
 
 
+def keep_headline_figure(notebook: nbformat.NotebookNode, target: Path) -> None:
+    for cell in notebook.cells:
+        if "headline-figure" in cell.metadata.get("tags", []):
+            for out in cell.outputs:
+                if "image/png" in out.get("data", {}):
+                    target.write_bytes(base64.b64decode(out.data["image/png"]))
+
+
 def main(names: list[str]) -> None:
     wanted = [path for path in notebooks() if not names or path.stem in names]
     for path in wanted:
@@ -48,7 +60,9 @@ def main(names: list[str]) -> None:
         if manifest["status"] != "done":
             sys.exit(f"{path.name}: {manifest['reason']}")
         folder = Run("notebooks", notebook, parameters, {}, root=NOTEBOOKS.parent / "runs").folder
-        nbformat.write(cleaned(nbformat.read(folder / "run.ipynb", as_version=4)), path)
+        executed = cleaned(nbformat.read(folder / "run.ipynb", as_version=4))
+        nbformat.write(executed, path)
+        keep_headline_figure(executed, GALLERY / f"{path.stem}.png")
 
 
 if __name__ == "__main__":

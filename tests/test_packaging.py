@@ -1,5 +1,6 @@
 """The files around the library keep in step with it."""
 
+import json
 import re
 import subprocess
 import sys
@@ -67,3 +68,15 @@ def test_nothing_that_users_read_names_a_machine():
             continue
         found = traces.search(path.read_text())
         assert not found, f"{name} holds {found[0]}"
+
+
+def test_the_readme_quotes_only_numbers_of_the_committed_notebook():
+    section = (
+        (ROOT / "README.md").read_text().split("## Do sharpness-aware models merge better here?")[1].split("##")[0]
+    )
+    notebook = json.loads((ROOT / "notebooks" / "02_merging_comparison.ipynb").read_text())
+    outputs = [out.get("data", {}) for cell in notebook["cells"] for out in cell.get("outputs", [])]
+    seen = "".join("".join(data.get("text/markdown", "")) for data in outputs)
+    quoted = re.findall(r"[+-]\d+\.\d", section)
+    assert len(quoted) >= 10
+    assert [number for number in quoted if number not in seen] == []
