@@ -76,7 +76,7 @@ def test_the_readme_quotes_only_numbers_of_the_committed_notebook():
     )
     notebook = json.loads((ROOT / "notebooks" / "02_merging_comparison.ipynb").read_text())
     outputs = [out.get("data", {}) for cell in notebook["cells"] for out in cell.get("outputs", [])]
-    seen = "".join("".join(data.get("text/markdown", "")) for data in outputs)
+    seen = "".join("".join(data.get(kind, "")) for data in outputs for kind in ("text/markdown", "text/html"))
     quoted = re.findall(r"[+-]\d+\.\d", section)
     assert len(quoted) >= 10
     assert [number for number in quoted if number not in seen] == []

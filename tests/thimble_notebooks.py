@@ -20,7 +20,7 @@ SIZES = {
         "line_pictures": 100,
     },
     "02_merging_comparison": {"suite": "thimble", "scales": [0.1, 0.5], "ties_scales": [0.5], "keeps": [0.2]},
-    "appendix/recipe_search": {"suite": "thimble", "rates": [1e-3], "radii": [0.5]},
+    "appendix/recipe_search": {"suite": "thimble", "rates": [1e-3], "decays": [0.1], "radii": [0.5]},
     "appendix/pretrain_pocket_clip": {"size": "thimble"},
 }
 

@@ -1,7 +1,7 @@
 """The pocket backbone's pre-training corpus: pictures with captions.
 
 OpenMoji art with the emoji's Unicode names, plus our own captioned renders: glyphs, groups of shapes, textures.
-Its settings and its font files are its own: none is shared with a pocket task (`suites/pocket.py`).
+Its font files, shape sizes and texture periods are its own: none is shared with a pocket task (`suites/pocket.py`).
 
     generator     here                                       pocket tasks
     glyphs        Lato, Caladea, Source Serif Pro, Amatic    DejaVu, STIX

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from saftnb.backbones.clip import Vocabulary, build_clip
 from saftnb.backbones.corpus import Captioned
+from saftnb.backbones.device import resolve_device
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
 
@@ -118,9 +119,47 @@ def _optimizer(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
 
 
+class _Run:
+    """Model, optimizer and schedule of a pre-training, which can be saved and gone on with."""
+
+    def __init__(self, plan: Pretraining, vocabulary: Vocabulary, folder: Path, device: torch.device):
+        torch.manual_seed(plan.seed)
+        self.plan, self.file, self.start = plan, folder / "state.pt", 0
+        self.model = build_clip(plan.config(len(vocabulary.tokens))).to(device)
+        self.optimizer, self.scheduler = _optimizer(self.model, plan)
+        self.parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.file.is_file():
+            state = torch.load(self.file, map_location=device, weights_only=True)
+            if state["plan"] != asdict(plan):
+                raise ValueError(f"{folder} holds another plan's training state: choose another folder")
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            self.start = state["step"]
+
+    def save(self, step: int) -> None:
+        """Write the state whole or not at all."""
+        state = {"plan": asdict(self.plan), "step": step} | {n: part.state_dict() for n, part in self.parts.items()}
+        torch.save(state, self.file.with_suffix(".part"))
+        os.replace(self.file.with_suffix(".part"), self.file)
+
+    def step(self, pictures: Tensor, tokens: Tensor, ids: Tensor) -> None:
+        unique, inverse = ids.unique(return_inverse=True)  # a caption is encoded once a batch
+        image = self.model.encode_image((pictures - MEAN[0]) / STD[0])
+        text = self.model.encode_text(tokens[unique])[inverse]
+        loss = contrastive_loss(image, text, self.model.logit_scale.exp(), ids)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.scheduler.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, math.log(100))
+
+
 def pretrain(
     corpus: Sequence[tuple[Captioned, float]], vocabulary: Vocabulary, plan: Pretraining, folder: Path,
-    *, save_every: int = 500, watch: Callable[[nn.Module, int], None] | None = None,
+    *, device: str = "auto", save_every: int = 500, watch: Callable[[nn.Module, int], None] | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train a CLIP on captioned pictures; goes on from `folder` when a run with the same plan was cut off.
 
@@ -128,49 +167,25 @@ def pretrain(
         corpus: sources with their shares of a batch. folder: where the training state is kept.
         watch: called with the model and the step at every save.
     Returns:
-        the open_clip model, in evaluation mode.
+        the open_clip model, on the CPU, in evaluation mode.
+    Raises:
+        ValueError: the folder holds the state of another plan.
     """
+    where = resolve_device(device)
     captions = sorted({caption for source, _ in corpus for caption in source.captions})
     row = {caption: i for i, caption in enumerate(captions)}
-    tokens = vocabulary(captions)
+    tokens = vocabulary(captions).to(where)
     sources = [(s, torch.tensor([row[c] for c in s.captions]), share) for s, share in corpus]
-    torch.manual_seed(plan.seed)
-    model = build_clip(plan.config(len(vocabulary.tokens)))
-    optimizer, scheduler = _optimizer(model, plan)
-    state_file, start = folder / "state.pt", 0
-    folder.mkdir(parents=True, exist_ok=True)
-    if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
-        if state["plan"] != asdict(plan):
-            raise ValueError(f"{folder} holds another plan's training state: choose another folder")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        start = state["step"]
-    for step in tqdm(range(start, plan.steps), desc="pre-training", initial=start, total=plan.steps, mininterval=5):
+    run = _Run(plan, vocabulary, folder, where)
+    steps = range(run.start, plan.steps)
+    for step in tqdm(steps, desc="pre-training", initial=run.start, total=plan.steps, mininterval=5):
         pictures, ids = _batch(sources, plan, step)
-        unique, inverse = ids.unique(return_inverse=True)  # a caption is encoded once a batch
-        image = model.encode_image((pictures - MEAN[0]) / STD[0])
-        text = model.encode_text(tokens[unique])[inverse]
-        loss = contrastive_loss(image, text, model.logit_scale.exp(), ids)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))
+        run.step(pictures.to(where), tokens, ids.to(where))
         if (step + 1) % save_every == 0 or step + 1 == plan.steps:
-            parts = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-            }
-            torch.save({"plan": asdict(plan), "step": step + 1, **parts}, state_file.with_suffix(".part"))
-            os.replace(state_file.with_suffix(".part"), state_file)
+            run.save(step + 1)
             if watch:
-                watch(model, step + 1)
-    return model.eval()
+                watch(run.model, step + 1)
+    return run.model.cpu().eval()
 
 
 def save_backbone(model: nn.Module, name: str, vocabulary: Vocabulary, plan: Pretraining, folder: Path) -> str:
