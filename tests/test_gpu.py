@@ -1,0 +1,65 @@
+"""What must hold on a CUDA device too; skipped where there is none."""
+
+import pytest
+import torch
+
+from saftnb.analysis import ascent_direction, loss_slice
+from saftnb.evaluate import accuracy
+from saftnb.finetune import SharpnessAware, finetune, recipe
+from saftnb.merging import TaskVector, merge
+from saftnb.suites import load_suite
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def test_fine_tuning_learns_and_its_result_is_on_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAFTNB_STORE", str(tmp_path))
+    suite = load_suite("thimble")
+    result = finetune(suite, "patterns", recipe("saft", suite), device="cuda", progress=False)
+    assert all(delta.device.type == "cpu" for delta in result.task_vector.values())
+    tuned = suite.classifier("patterns")
+    result.task_vector.apply_to(tuned.tower)
+    split = suite.tasks["patterns"].test
+    assert accuracy(tuned, split, device="cuda") > accuracy(suite.classifier("patterns"), split, device="cuda") + 0.1
+
+
+def test_a_slice_is_the_same_on_both_devices():
+    suite = load_suite("thimble")
+    model, split = suite.classifier("digits"), suite.tasks["digits"].test
+    direction = ascent_direction(model, split, device="cuda")
+    both = [loss_slice(model, direction, [0.0, 0.1], split, device=device)["loss"] for device in ("cpu", "cuda")]
+    assert both[0].tolist() == pytest.approx(both[1].tolist(), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["sam", "asam", "asam-kwon"])
+def test_a_sharpness_aware_step_is_the_same_on_both_devices(kind):
+    results = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 2))
+        x, y = torch.randn(9, 5), torch.randint(0, 2, (9,))
+        net, x, y = net.to(device), x.to(device), y.to(device)
+        optimizer = SharpnessAware(torch.optim.SGD(net.named_parameters(), lr=0.1), perturbation=kind)
+
+        def closure(net=net, x=x, y=y, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(net(x), y)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        results.append(torch.cat([p.detach().cpu().flatten() for p in net.parameters()]))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "settings"), [("average", {}), ("task_arithmetic", {"scale": 0.3}), ("ties", {})])
+def test_merging_is_the_same_on_both_devices(method, settings):
+    generator = torch.Generator().manual_seed(0)
+    vectors = [TaskVector({n: torch.randn(40, 30, generator=generator) for n in "ab"}) for _ in range(4)]
+    ours = merge(vectors, method, **settings)
+    theirs = merge([vector.to("cuda") for vector in vectors], method, **settings).to("cpu")
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=1e-5)
