@@ -31,6 +31,11 @@ record(value=0.1 + seed)
 GRID = "jobs: 1\nruns: [{notebook: slow, sweep: {seed: [1, 2]}}]"
 
 
+def listen_to_ctrl_c() -> None:
+    """A shell lets what it starts in the background ignore SIGINT, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Launcher:
     """A ``saftnb grid`` process whose output goes to a file."""
 
@@ -38,7 +43,9 @@ class Launcher:
         self.output = output
         command = [sys.executable, "-m", "saftnb", "grid", "grid.yaml", *options]
         with open(output, "w") as file:
-            self.process = subprocess.Popen(command, cwd=desk, stdout=file, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command, cwd=desk, stdout=file, stderr=subprocess.STDOUT, preexec_fn=listen_to_ctrl_c
+            )
 
     def ends_with(self, code: int) -> list[str]:
         """Wait for the process; its lines."""
