@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-FORMAT = {"format": "pt", "saftnb": "task-vector", "version": "1"}
+FORMAT = {"saftnb": "task vector, version 1"}  # one entry: safetensors writes several in a random order
 FACTORS = ("::B", "::A")  # the suffixes under which a file holds the two factors of a LowRank
 
 
@@ -229,7 +229,7 @@ class TaskVector(Mapping[str, Delta]):
         """Writes a safetensors file, a LowRank as `<name>::B` and `<name>::A`, exactly (dtypes are kept).
 
         Written beside `path` under a temporary name, synced and renamed: `path` is the old file or the whole
-        new one, never a part. Raises ValueError if a name ends like a factor's.
+        new one, never a part. Equal task vectors give equal bytes. Raises ValueError if a name ends like a factor's.
         """
         path = Path(path)
         tensors: dict[str, Tensor] = {}
@@ -258,7 +258,7 @@ class TaskVector(Mapping[str, Delta]):
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
         if found != FORMAT:
-            raise ValueError(f"{path} is not a task vector of version {FORMAT['version']}: it says {found}")
+            raise ValueError(f"{path} is not a {FORMAT['saftnb']}: its metadata is {found}")
         deltas: dict[str, Delta] = {}
         for name, tensor in tensors.items():
             stem, mark, factor = name.rpartition("::")

@@ -289,7 +289,7 @@ def test_foreign_and_broken_files_are_refused_in_one_line(tmp_path) -> None:
     save_file({"w": torch.ones(2)}, foreign, metadata={"format": "pt"})
     vector().save(broken)
     os.truncate(broken, 40)
-    expected = {foreign: "is not a task vector of version 1", broken: "is not a whole safetensors file"}
+    expected = {foreign: "is not a task vector, version 1", broken: "is not a whole safetensors file"}
     for path, message in expected.items():
         with pytest.raises(ValueError, match=message) as caught:
             TaskVector.load(path)
@@ -297,3 +297,10 @@ def test_foreign_and_broken_files_are_refused_in_one_line(tmp_path) -> None:
         assert path.name in str(caught.value)
     with pytest.raises(FileNotFoundError):
         TaskVector.load(tmp_path / "absent")
+
+
+def test_equal_task_vectors_give_equal_files(tmp_path) -> None:
+    vector = TaskVector({name: torch.ones(3) for name in "cab"} | {"low": LowRank(torch.ones(4, 1), torch.ones(1, 2))})
+    for i in range(8):
+        TaskVector(dict(vector)).save(tmp_path / f"{i}.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1

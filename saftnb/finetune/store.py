@@ -99,15 +99,16 @@ def load(inputs: dict, root: Path | None = None) -> FineTuned | None:
         manifest = json.loads((folder / "manifest.json").read_text())
         whole = manifest["fingerprint"] == fingerprint(inputs)
         whole = whole and all(_sha256(folder / name) == manifest["sha256"][name] for name in _FILES)
+        vector = TaskVector.load(folder / "task_vector.safetensors") if whole else None
     except (OSError, ValueError, KeyError):
-        whole = False
-    if not whole:
+        vector = None
+    if vector is None:
         warnings.warn(f"checkpoint {folder.name} is damaged and is trained again", stacklevel=3)
         return None
     used_checkpoint(folder, manifest["fingerprint"])
     return FineTuned(
-        TaskVector.load(folder / "task_vector.safetensors"), pd.read_csv(folder / "history.csv"),
-        manifest["validation_accuracy"], manifest["seconds"], manifest["fingerprint"], manifest["inputs"],
+        vector, pd.read_csv(folder / "history.csv"), manifest["validation_accuracy"], manifest["seconds"],
+        manifest["fingerprint"], manifest["inputs"],
     )  # fmt: skip
 
 
