@@ -17,7 +17,7 @@ from saftnb.suites.task import Task, divide
 
 SPLIT_SEED, RENDER_SEED = 0, 20250
 _DIGITS = tuple("0123456789")
-# Prompts were chosen on zero-shot validation accuracy, before any fine-tuning of the shipped backbone.
+# Prompts were chosen on zero-shot validation accuracy alone.
 _DIGIT_PROMPTS = ("the digit {}", "the number {}", "a handwritten digit {}")
 ANIMALS = ("bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra")
 FONTS = {
