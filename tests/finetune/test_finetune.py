@@ -309,3 +309,17 @@ def test_unknown_tasks_and_recipes_stop_before_training(suite):
     with pytest.raises(ValueError, match="'gpu' is unknown"):
         finetune(suite, "digits", device="gpu")
     assert not store.store_root().exists()
+
+
+def test_training_fixes_its_own_thread_count(suite, monkeypatch):
+    seen = []
+    real = Training.step
+    monkeypatch.setattr(Training, "step", lambda self: seen.append(torch.get_num_threads()) or real(self))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        finetune(suite, "digits", plan(steps=3), progress=False)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1, 1]
