@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from saftnb.backbones.attention import unfuse_attention
 
 POCKET_FOLDER = Path(__file__).parent / "pocket_clip"
+POCKET_BACKBONES = ("pocket-0", "pocket-1", "pocket-2")  # one a pre-training seed, each in a folder of that name
 
 
 class Vocabulary:
@@ -104,14 +105,25 @@ def build_clip(config: dict) -> CLIP:
     return CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=False)
 
 
-@cache
-def load_pocket_backbone(folder: Path = POCKET_FOLDER) -> Backbone:
-    """The small CLIP that this project pre-trained, from its folder (see its MODEL_CARD.md).
+def load_pocket_backbone(which: str | Path = POCKET_BACKBONES[0]) -> Backbone:
+    """One of the small CLIPs that this project pre-trained (see their MODEL_CARD.md).
+
+    Args:
+        which: a name from `POCKET_BACKBONES`; or the folder of one that `save_backbone` wrote.
 
     Raises:
         FileNotFoundError: the folder lacks the weights or their config.
-        ValueError: the weights are not those that the config names by hash.
+        ValueError: no such backbone, or the weights are not those that the config names by hash.
     """
+    if isinstance(which, Path):
+        return _load(which)
+    if which not in POCKET_BACKBONES:
+        raise ValueError(f"unknown backbone {which!r}; the pocket backbones: {', '.join(POCKET_BACKBONES)}")
+    return _load(POCKET_FOLDER / which)
+
+
+@cache
+def _load(folder: Path) -> Backbone:
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"the pocket backbone has no {name}; reinstall saftnb")

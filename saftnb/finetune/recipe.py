@@ -28,6 +28,8 @@ class Recipe:
         crop: smallest share of a picture's area that the random resized crop of training pictures keeps.
         evaluate_every: steps between looks at validation accuracy; the weights of the best look are kept
             (the earliest one of equals).
+        stop_at: training ends at the first look whose validation accuracy is at least this; None: at the last step.
+            The learning rate's schedule stays that of all `steps`.
 
     Raises:
         ValueError: a value out of its range; the message names the range.
@@ -46,6 +48,7 @@ class Recipe:
     label_smoothing: float = 0.0
     crop: float = 0.9
     evaluate_every: int = 50
+    stop_at: float | None = None
 
     def __post_init__(self):
         def need(good: bool, rule: str) -> None:
@@ -62,10 +65,16 @@ class Recipe:
         need(self.clip_norm > 0, f"clip_norm is above 0, not {self.clip_norm}")
         need(0 <= self.label_smoothing < 1, f"label_smoothing lies in 0 to 1, not {self.label_smoothing}")
         need(0 < self.crop <= 1, f"crop lies in 0 (not included) to 1, not {self.crop}")
+        need(self.stop_at is None or 0 <= self.stop_at <= 1, f"stop_at is an accuracy from 0 to 1, not {self.stop_at}")
         if self.optimizer == "adamw":
             need(self.rho is None, "adamw takes no rho")
         else:
             need(self.rho is not None and self.rho >= 0, f"{self.optimizer} needs rho, 0 or more, not {self.rho}")
+
+    @property
+    def gradients(self) -> int:
+        """Gradients that one step takes: two for a sharpness-aware one, one for a plain one (also where ρ is 0)."""
+        return 2 if self.rho else 1
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step 0, 1, … steps − 1: linear warm-up, then a cosine to 0."""
@@ -77,32 +86,63 @@ class Recipe:
 # suite -> recipe name -> Recipe. The pocket values come from notebooks/appendix/recipe_search.ipynb: the same number
 # of settings tried for each recipe, chosen on individual validation accuracy.
 _RECIPES = {
-    "pocket": {
-        "sgd": Recipe("sgd", "adamw", lr=1e-3),
-        "saft": Recipe("saft", "asam", lr=1e-3, rho=0.2),
-    },
-    "thimble": {
-        "sgd": Recipe("sgd", "adamw", steps=24, batch_size=32, lr=1e-3, warmup=4, evaluate_every=8),
-        "saft": Recipe("saft", "asam", steps=24, batch_size=32, lr=1e-3, rho=0.5, warmup=4, evaluate_every=8),
-    },
+    "pocket": [
+        Recipe("sgd", "adamw", lr=1e-3),
+        Recipe("saft", "asam", lr=1e-3, rho=0.2),
+        Recipe("sgd-2x", "adamw", lr=1e-3, steps=400),
+        Recipe("sgd-wd0", "adamw", lr=1e-3, weight_decay=0.0),
+        Recipe("sam", "sam", lr=1e-3, rho=0.05),
+        Recipe("asam-kwon", "asam-kwon", lr=1e-3, rho=0.1),
+    ],
 }
+_THIMBLE = {"batch_size": 32, "warmup": 4, "evaluate_every": 8}
+_RECIPES["thimble"] = [
+    dataclasses.replace(plan, steps=48 if plan.name == "sgd-2x" else 24, **_THIMBLE) for plan in _RECIPES["pocket"]
+]
 
 
 def recipe(name: str, suite, **changes) -> Recipe:
     """A named recipe for a suite (a `Suite` or its name), with fields replaced by `changes`.
 
-    "sgd" is the papers' name for the plain baseline, which is AdamW; "saft" is ASAM around AdamW.
+    "sgd" is the papers' name for the plain baseline, which is AdamW; "saft" is ASAM around AdamW. "sam" and
+    "asam-kwon" are the other sharpness-aware steps. Controls: "sgd-2x" takes as many gradients as "saft", "sgd-wd0" has
+    no weight decay; see also `matched`. A name may carry changes, and is then the name of the recipe with all of them:
+    "saft@lr=3e-4,rho=0.1".
 
     Raises:
-        ValueError: unknown recipe, suite or field.
+        ValueError: unknown recipe, suite or field, or a value that is no number.
     """
     suite_name = suite if isinstance(suite, str) else suite.name
-    named = _RECIPES.get(suite_name)
-    if named is None:
+    if suite_name not in _RECIPES:
         raise ValueError(f"no recipes for suite {suite_name!r}; suites: {', '.join(_RECIPES)}")
-    if name not in named:
-        raise ValueError(f"suite {suite_name!r} has no recipe {name!r}; its recipes: {', '.join(named)}")
+    named = {plan.name: plan for plan in _RECIPES[suite_name]}
+    base, _, written = name.partition("@")
+    if base not in named:
+        raise ValueError(f"suite {suite_name!r} has no recipe {base!r}; its recipes: {', '.join(named)}")
+    if written:
+        changes = {"name": name, **_written_changes(name, written), **changes}
     unknown = changes.keys() - {field.name for field in dataclasses.fields(Recipe)}
     if unknown:
         raise ValueError(f"a recipe has no {', '.join(sorted(unknown))}")
-    return dataclasses.replace(named[name], **changes)
+    return dataclasses.replace(named[base], **changes)
+
+
+def _written_changes(name: str, written: str) -> dict[str, int | float]:
+    """The changes in a recipe's name, as numbers: whole ones for the fields that count something."""
+    whole = {field.name for field in dataclasses.fields(Recipe) if field.type is int}
+    changes = {}
+    for part in written.split(","):
+        field, _, value = part.partition("=")
+        try:
+            changes[field] = int(value) if field in whole else float(value)
+        except ValueError:
+            raise ValueError(f"recipe {name!r}: {part!r} is not FIELD=NUMBER") from None
+    return changes
+
+
+def matched(plan: Recipe, accuracy: float) -> Recipe:
+    """`plan`, called "…-matched", stopped as soon as its validation accuracy reaches `accuracy`; a look every 10 steps.
+
+    The control for "it merges better because it has learned less": it stops at the accuracy of the other recipe.
+    """
+    return dataclasses.replace(plan, name=f"{plan.name}-matched", stop_at=accuracy, evaluate_every=10)

@@ -111,6 +111,11 @@ class Training:
             self.best_accuracy = accuracy
             self.best = {name: p.detach().cpu().clone() for name, p in self.classifier.tower.named_parameters()}
 
+    @property
+    def reached(self) -> bool:
+        """Whether the last look was good enough for the recipe to stop there."""
+        return self.recipe.stop_at is not None and bool(self.history) and self.history[-1][2] >= self.recipe.stop_at
+
     def state(self) -> dict:
         return {
             "tower": self.classifier.tower.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best,
@@ -126,18 +131,18 @@ class Training:
             setattr(self, name, state[name])
 
     def run(self, save: Callable[[dict], None], *, label: str, progress: bool) -> None:
-        """Train to the end, saving the state now and then."""
+        """Train to the end, or to the accuracy at which the recipe stops, saving the state now and then."""
         steps = self.recipe.steps
         bar = tqdm(total=steps, initial=self.next_step, desc=label, disable=not progress, mininterval=1)
         with threads(CPU_THREADS), bar:
-            while self.next_step < steps:
+            while self.next_step < steps and not self.reached:
                 start = time.perf_counter()
                 loss = self.step()
                 if self.next_step % self.recipe.evaluate_every == 0 or self.next_step == steps:
                     self.look(loss)
                     bar.set_postfix_str(f"validation {self.history[-1][2]:.3f}", refresh=False)
                 self.seconds += time.perf_counter() - start
-                if self.next_step % SAVE_EVERY == 0 and self.next_step < steps:
+                if self.next_step % SAVE_EVERY == 0 and self.next_step < steps and not self.reached:
                     save(self.state())
                 bar.update()
 

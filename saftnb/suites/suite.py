@@ -7,9 +7,9 @@ from functools import partial
 import pandas as pd
 from torch import Tensor, nn
 
-from saftnb.backbones import Backbone, ImageClassifier, load_pocket_backbone
+from saftnb.backbones import POCKET_BACKBONES, Backbone, ImageClassifier, load_pocket_backbone
 from saftnb.suites.pocket import POCKET_TASKS, pocket_task, thimble_task
-from saftnb.suites.task import Task
+from saftnb.suites.task import Task, resample
 
 
 class Tasks(Mapping[str, Task]):
@@ -66,13 +66,18 @@ class Suite:
         return pd.DataFrame(rows).set_index("task")
 
 
-def load_suite(name: str = "pocket") -> Suite:
+def load_suite(name: str = "pocket", *, backbone: str = "", split: int = 0) -> Suite:
     """A suite by name.
 
-    "pocket": six offline tasks on the pocket backbone. "thimble": two of them with a few hundred pictures, for tests.
+    "pocket": six offline tasks on a pocket backbone. "thimble": two of them with a few hundred pictures, for tests.
+
+    Args:
+        backbone: one of `POCKET_BACKBONES`, which differ in their pre-training seed; "" is the first.
+        split: 0 is the standard deal of train and validation pictures, another number deals them anew (`resample`).
+            The test pictures are always the same.
 
     Raises:
-        ValueError: unknown suite.
+        ValueError: unknown suite or backbone, or a split below 0.
     """
     if name == "pocket":
         loaders = {task: partial(pocket_task, task) for task in POCKET_TASKS}
@@ -80,4 +85,7 @@ def load_suite(name: str = "pocket") -> Suite:
         loaders = {task: partial(thimble_task, task) for task in ("digits", "patterns")}
     else:
         raise ValueError(f"unknown suite {name!r}; suites: pocket, thimble")
-    return Suite(name, load_pocket_backbone(), Tasks(name, loaders))
+    if split < 0:
+        raise ValueError(f"split is 0 or more, not {split}")
+    dealt = {task: lambda load=load: resample(load(), split) for task, load in loaders.items()}
+    return Suite(name, load_pocket_backbone(backbone or POCKET_BACKBONES[0]), Tasks(name, dealt))

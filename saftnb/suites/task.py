@@ -1,7 +1,7 @@
 """`Task` and `Split`: what a suite is made of."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -108,3 +108,16 @@ def divide(images: np.ndarray, labels: np.ndarray, sizes: dict[str, int], seed: 
         splits[kind] = Split(torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen].astype(np.int64)))
         start += size
     return splits
+
+
+def resample(task: Task, seed: int) -> Task:
+    """The task with its train and validation pictures dealt anew, label-balanced; test stays as it is.
+
+    Seed 0 is the task's own deal.
+    """
+    if seed == 0:
+        return task
+    images = torch.cat([task.train.images, task.validation.images]).numpy()
+    labels = torch.cat([task.train.labels, task.validation.labels]).numpy()
+    sizes = {"validation": len(task.validation), "train": len(task.train)}
+    return replace(task, **divide(images, labels, sizes, seed))

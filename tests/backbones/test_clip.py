@@ -8,19 +8,30 @@ import pytest
 import torch
 
 from saftnb.backbones import ImageClassifier, load_pocket_backbone, resolve_device, threads
-from saftnb.backbones.clip import POCKET_FOLDER, Vocabulary, build_clip
+from saftnb.backbones.clip import POCKET_BACKBONES, POCKET_FOLDER, Vocabulary, build_clip
 from saftnb.suites.pocket import prompts
 
 
-def test_the_shipped_weights_are_small_and_known_by_hash():
-    backbone = load_pocket_backbone()
-    weights = (POCKET_FOLDER / "model.safetensors").read_bytes()
+@pytest.mark.parametrize("name", POCKET_BACKBONES)
+def test_the_shipped_weights_are_small_and_known_by_hash(name):
+    backbone = load_pocket_backbone(name)
+    assert backbone.name == name
+    weights = (POCKET_FOLDER / name / "model.safetensors").read_bytes()
     assert hashlib.sha256(weights).hexdigest() == backbone.sha256
     assert len(weights) < 5e6
     card = (POCKET_FOLDER / "MODEL_CARD.md").read_text()
     assert backbone.sha256 in card
     assert "CC BY-SA 4.0" in card
     assert "OpenMoji" in card
+
+
+def test_the_shipped_backbones_differ_in_the_pre_training_seed_alone():
+    configs = [json.loads((POCKET_FOLDER / name / "config.json").read_text()) for name in POCKET_BACKBONES]
+    assert len({config["sha256"] for config in configs}) == len(configs)
+    for seed, config in enumerate(configs):
+        assert config["pretraining"]["seed"] == seed
+        same = {"pretraining": config["pretraining"] | {"seed": 0}, "name": "pocket-0", "sha256": configs[0]["sha256"]}
+        assert config | same == configs[0]
 
 
 def test_every_copy_of_the_tower_is_fresh_and_trainable():
@@ -82,7 +93,7 @@ def test_a_small_vocabulary_gives_the_same_text_as_the_full_one():
 
 def test_changed_weights_are_refused(tmp_path):
     folder = tmp_path / "clip"
-    shutil.copytree(POCKET_FOLDER, folder)
+    shutil.copytree(POCKET_FOLDER / "pocket-0", folder)
     data = bytearray((folder / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (folder / "model.safetensors").write_bytes(data)
@@ -94,7 +105,7 @@ def test_changed_weights_are_refused(tmp_path):
 
 
 def test_the_config_is_one_that_open_clip_builds():
-    config = json.loads((POCKET_FOLDER / "config.json").read_text())
+    config = json.loads((POCKET_FOLDER / "pocket-0" / "config.json").read_text())
     model = build_clip(config)
     assert sum(p.numel() for p in model.visual.parameters()) < 1.5e6
 

@@ -108,6 +108,33 @@ def test_the_result_learns_and_is_the_best_look(suite):
     assert accuracy(tuned, validation) > accuracy(suite.classifier("patterns"), validation) + 0.1
 
 
+def test_a_recipe_stops_at_the_accuracy_it_is_given(suite, monkeypatch):
+    """The weights are those that the whole training has at that look, since the schedule stays the same."""
+    whole = finetune(suite, "patterns", recipe("sgd", suite, evaluate_every=4), progress=False)
+    looks = whole.history
+    wanted = looks["validation_accuracy"].iloc[2]
+    assert (looks["validation_accuracy"].iloc[:2] < wanted).all()
+    stopping = recipe("sgd", suite, evaluate_every=4, stop_at=wanted)
+    steps = count_steps(monkeypatch)
+    stopped = finetune(suite, "patterns", stopping, progress=False)
+    assert len(steps) == 12
+    assert stopped.validation_accuracy == wanted
+    assert stopped.history.equals(looks.iloc[:3])
+    reference = Training(suite.classifier("patterns"), suite.tasks["patterns"], recipe("sgd", suite), 0, CPU)
+    with train_module.threads(1):
+        for _ in range(12):
+            reference.step()
+    tuned = suite.classifier("patterns")
+    stopped.task_vector.apply_to(tuned.tower)
+    for got, expected in zip(tuned.tower.parameters(), reference.classifier.tower.parameters(), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_an_accuracy_out_of_reach_lets_it_train_to_the_end(suite):
+    never = finetune(suite, "patterns", plan("sgd", stop_at=1.0, evaluate_every=2), progress=False)
+    assert never.history["step"].tolist() == [2, 4, 6]
+
+
 def test_the_earliest_of_equal_looks_is_kept(suite):
     training = Training(suite.classifier("digits"), suite.tasks["digits"], plan(lr=0.0), 0, CPU)
     training.look(0.0)

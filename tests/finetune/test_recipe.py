@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saftnb.finetune import Recipe, recipe
+from saftnb.finetune import Recipe, matched, recipe
 
 
 def test_named_recipes_differ_in_the_optimizer_and_share_the_rest_of_the_budget():
@@ -20,10 +20,36 @@ def test_changes_make_another_recipe_and_unknown_ones_are_refused():
     assert recipe("sgd", "pocket", lr=0.5).lr == 0.5
     with pytest.raises(ValueError, match="a recipe has no speed"):
         recipe("sgd", "pocket", speed=2)
-    with pytest.raises(ValueError, match="has no recipe 'adam'; its recipes: sgd, saft"):
+    with pytest.raises(ValueError, match="has no recipe 'adam'; its recipes: sgd, saft, "):
         recipe("adam", "pocket")
     with pytest.raises(ValueError, match="no recipes for suite 'x'"):
         recipe("sgd", "x")
+
+
+@pytest.mark.parametrize("suite", ["pocket", "thimble"])
+def test_the_controls_are_what_they_are_called(suite):
+    sgd, saft, twice = recipe("sgd", suite), recipe("saft", suite), recipe("sgd-2x", suite)
+    assert (sgd.gradients, saft.gradients) == (1, 2)
+    assert twice.steps * twice.gradients == saft.steps * saft.gradients
+    assert twice.optimizer == "adamw"
+    assert recipe("sgd-wd0", suite).weight_decay == 0.0
+    assert {recipe(name, suite).optimizer for name in ("sam", "asam-kwon")} == {"sam", "asam-kwon"}
+    assert recipe("saft", suite, rho=0.0).gradients == 1
+    stopped = matched(sgd, 0.75)
+    assert stopped == dataclasses.replace(sgd, name="sgd-matched", stop_at=0.75, evaluate_every=10)
+
+
+def test_a_name_may_carry_changes():
+    plan = recipe("saft@lr=3e-4,rho=0.1,steps=50", "pocket")
+    assert plan == recipe("saft", "pocket", name="saft@lr=3e-4,rho=0.1,steps=50", lr=3e-4, rho=0.1, steps=50)
+    assert type(plan.steps) is int
+    for wrong, message in {
+        "saft@rho": "'rho' is not FIELD=NUMBER", "saft@rho=big": "'rho=big' is not FIELD=NUMBER",
+        "saft@steps=2.5": "'steps=2.5' is not FIELD=NUMBER", "saft@speed=1": "a recipe has no speed",
+        "saft@rho=-1": "asam needs rho, 0 or more, not -1.0",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            recipe(wrong, "pocket")
 
 
 @pytest.mark.parametrize(
@@ -40,6 +66,7 @@ def test_changes_make_another_recipe_and_unknown_ones_are_refused():
         ({"label_smoothing": 1.0}, "label_smoothing lies in"),
         ({"clip_norm": 0.0}, "clip_norm is above 0"),
         ({"weight_decay": -1.0}, "weight_decay is 0 or more"),
+        ({"stop_at": 1.5}, "stop_at is an accuracy from 0 to 1, not 1.5"),
     ],
 )
 def test_bad_values_are_refused_in_one_line(changes, rule):

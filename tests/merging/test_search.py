@@ -1,10 +1,12 @@
 """Coefficient search tries every point and keeps the best."""
 
+import itertools
+
 import pytest
 import torch
 
 from saftnb.merging import merge
-from saftnb.merging.search import search
+from saftnb.merging.search import search, search_subsets
 from saftnb.task_vector import TaskVector
 
 
@@ -52,3 +54,41 @@ def test_equal_scores_keep_the_first_point_and_a_method_without_coefficients_has
     assert average.best == {}
     assert len(average.curve) == 1
     torch.testing.assert_close(average.vector["w"], merge(given, "average")["w"])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_subsets_share_one_point_the_best_on_average(size):
+    named = dict(zip("abcd", vectors(4), strict=True))
+    generator = torch.Generator().manual_seed(1)
+    wanted = {task: torch.randn(6, 5, generator=generator) for task in named}
+
+    def score(vector, subset):
+        return {task: -float((vector["w"] - wanted[task]).norm()) for task in subset}
+
+    grid = {"keep": [0.3, 1.0], "scale": [0.1, 0.5, 2.0]}
+    found = search_subsets(named, size, "ties", grid, score, progress=False)
+    slow = {}
+    for keep, scale in itertools.product(*grid.values()):
+        merged = {
+            s: merge([named[t] for t in s], "ties", keep=keep, scale=scale)
+            for s in itertools.combinations("abcd", size)
+        }
+        slow[keep, scale] = (sum(sum(score(v, s).values()) / size for s, v in merged.items()) / len(merged), merged)
+    best = max(slow, key=lambda point: slow[point][0])
+    assert (found.best["keep"], found.best["scale"]) == best
+    assert found.curve["mean"].tolist() == pytest.approx([slow[point][0] for point in slow], abs=1e-5)
+    assert found.vectors.keys() == slow[best][1].keys()
+    for subset, vector in slow[best][1].items():
+        torch.testing.assert_close(found.vectors[subset]["w"], vector["w"], atol=1e-6, rtol=1e-5)
+
+
+def test_subsets_of_all_tasks_are_the_plain_search_and_others_sizes_are_refused():
+    named = dict(zip("abc", vectors(), strict=True))
+    target = closeness(3 * named["a"]["w"])
+    grid = {"scale": [0.1, 0.5, 1.0]}
+    plain = search(list(named.values()), "task_arithmetic", grid, target, progress=False)
+    found = search_subsets(named, 3, "task_arithmetic", grid, lambda v, _: target(v), progress=False)
+    assert (found.best, found.at_edge) == (plain.best, plain.at_edge)
+    assert found.curve["mean"].tolist() == plain.curve["mean"].tolist()
+    with pytest.raises(ValueError, match="size is 1 to 3, not 4"):
+        search_subsets(named, 4, "average", {}, lambda v, _: {"a": 0.0})

@@ -45,9 +45,23 @@ def test_the_thimble_suite_is_small():
     assert suite.classifier("digits")(suite.tasks["digits"].test.images[:2]).shape == (2, 10)
 
 
+def test_a_suite_takes_another_backbone_and_another_deal():
+    standard, other = load_suite("thimble"), load_suite("thimble", backbone="pocket-1", split=3)
+    assert standard.backbone.sha256 == load_suite("thimble", backbone="pocket-0").backbone.sha256
+    assert standard.backbone.sha256 != other.backbone.sha256
+    for task in standard.tasks:
+        assert standard.tasks[task].test.sha256 == other.tasks[task].test.sha256
+        assert standard.tasks[task].train.sha256 != other.tasks[task].train.sha256
+        assert other.tasks[task].sha256 == load_suite("thimble", split=3).tasks[task].sha256
+
+
 def test_unknown_names_are_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="unknown suite 'pockets'; suites: pocket, thimble"):
         load_suite("pockets")
+    with pytest.raises(ValueError, match="unknown backbone 'pocket-9'; the pocket backbones: pocket-0, pocket-1"):
+        load_suite("thimble", backbone="pocket-9")
+    with pytest.raises(ValueError, match="split is 0 or more, not -1"):
+        load_suite("thimble", split=-1)
     with pytest.raises(KeyError, match=r"no task 'cars'; its tasks: digits, patterns"):
         load_suite("thimble").tasks["cars"]
     with pytest.raises(ValueError, match="nothing to fetch"):

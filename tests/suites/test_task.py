@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saftnb.suites import Split, Task
-from saftnb.suites.task import divide
+from saftnb.suites.task import divide, resample
 
 
 def toy(count: int, classes: int, seed: int = 0):
@@ -68,3 +68,19 @@ def test_bad_tasks_and_splits_are_refused():
     with pytest.raises(ValueError, match="4 images but 3 labels"):
         Split(parts["test"].images, parts["test"].labels[:3])
     assert torch.equal(parts["test"][:2].images, parts["test"].images[:2])
+
+
+def test_resampling_deals_train_and_validation_anew_and_leaves_test_alone():
+    images, labels = toy(120, 3)
+    task = Task("toy", "real", ("a", "b", "c"), ("a {}", "the {}"), **divide(
+        images, labels, {"test": 30, "validation": 24, "train": 66}, 0))  # fmt: skip
+    assert resample(task, 0) is task
+    first, second = resample(task, 1), resample(task, 2)
+    pool = lambda t: {i.tobytes() for s in (t.train, t.validation) for i in s.images.numpy()}  # noqa: E731
+    for other in (first, second):
+        assert other.test is task.test
+        assert (len(other.train), len(other.validation)) == (66, 24)
+        assert pool(other) == pool(task)  # Task itself checks that the splits are disjoint
+        assert (other.validation.labels.bincount() == 8).all()
+    assert len({t.sha256 for t in (task, first, second)}) == 3
+    assert resample(task, 1).sha256 == first.sha256
