@@ -1,4 +1,4 @@
-"""The command line: ``saftnb grid``, ``saftnb report``, ``saftnb fetch``. Each imports only what it needs."""
+"""The command line: ``saftnb grid``, ``keep``, ``report``, ``fetch``. Each imports only what it needs."""
 
 import argparse
 import signal
@@ -46,7 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: the grid's, or 1)")
     grid.add_argument("--dry-run", action="store_true", help="check the grid and say what would be run")
     grid.add_argument("--force", action="store_true", help="run again what is done and unchanged, too")
+    grid.add_argument("--fresh", action="store_true", help="run here what would be taken from the kept runs")
     grid.set_defaults(command=_grid)
+    keep = commands.add_parser("keep", help="write a grid's finished runs, tables and figures where its file says")
+    keep.add_argument("file", type=Path, metavar="FILE", help="the grid, in YAML")
+    keep.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    keep.set_defaults(command=_keep)
     report = commands.add_parser("report", help="export runs as HTML")
     report.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")
     report.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write")
@@ -59,28 +64,44 @@ def _parser() -> argparse.ArgumentParser:
 
 def _grid(options: argparse.Namespace) -> int:
     from saftnb.batch.grid import load_grid
-    from saftnb.batch.local import plan, run_grid
+    from saftnb.batch.local import estimate, plan, run_grid
 
     with _refusing(ValueError, FileNotFoundError):
         if options.jobs is not None and options.jobs < 1:
             raise ValueError(f"--jobs is {options.jobs}, not a whole number of at least 1")
         grid = load_grid(options.file, options.runs)
+        planned = plan(grid, options.force, options.fresh)
     if options.dry_run:
-        for run_id, reason in plan(grid, options.force).items():
-            print(f"run      {run_id}: {reason}" if reason else f"skip     {run_id}: done before")
+        for run_id, reason in planned.reasons.items():
+            kept = f"take     {run_id}: done before, in {grid.kept.name}" if run_id in planned.kept else ""
+            print(kept or (f"run      {run_id}: {reason}" if reason else f"skip     {run_id}: done before"))
+        about = estimate(grid, planned.todo, options.jobs or grid.jobs)
+        print(f"{len(planned.todo)} to do{about}")
         return 0
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _stop)
     try:
-        statuses = run_grid(grid, options.jobs, options.force).values()
+        statuses = run_grid(grid, options.jobs, options.force, fresh=options.fresh).values()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if "interrupted" in statuses or "not started" in statuses:
         return 130
     return 0 if all(status == "done" for status in statuses) else 1
+
+
+def _keep(options: argparse.Namespace) -> int:
+    from saftnb.batch.grid import load_grid
+    from saftnb.batch.kept import keep
+
+    with _refusing(ValueError, FileNotFoundError):
+        grid = load_grid(options.file, options.runs)
+        count, files = keep(grid)
+    names = ", ".join(file.name for file in files)
+    print(f"{grid.kept.parent.name}: {count} of {sum(not run.after for run in grid.runs)} runs kept; wrote {names}")
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

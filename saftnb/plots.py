@@ -15,11 +15,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 STYLE = Path(__file__).with_name("saftnb.mplstyle")
-COLOURS = {"sgd": "#5b7796", "saft": "#e07b39"}
+COLOURS = {
+    "sgd": "#5b7796", "saft": "#e07b39",
+    "sam": "#b3446c", "asam-kwon": "#8a5a2b",  # the other sharpness-aware steps: warm
+    "sgd-matched": "#3f6fb5", "sgd-2x": "#2f4858", "sgd-wd0": "#4f9d97",  # the baseline's controls: cold
+}  # fmt: skip
 MARKERS = {"sgd": "o", "saft": "D"}
 LABELS = {
     "sgd": "AdamW (sgd)",
     "saft": "SAFT (saft)",
+    "sam": "SAM (sam)",
+    "asam-kwon": "Kwon's ASAM (asam-kwon)",
+    "sgd-matched": "AdamW stopped at SAFT's accuracy",
+    "sgd-2x": "AdamW, as many gradients as SAFT",
+    "sgd-wd0": "AdamW, weight decay 0",
     "average": "average",
     "task_arithmetic": "task arithmetic",
     "ties": "TIES",
@@ -137,7 +146,7 @@ def merging_comparison(absolute: pd.DataFrame, difference: pd.DataFrame) -> Figu
     left.set_ylim(len(models) - 0.4, -0.6)
     left.margins(x=0.12)
     left.set_title("accuracy, and SAFT − AdamW in points")
-    handles = [plt.Line2D([], [], marker=MARKERS[r], color=COLOURS[r], linestyle="", label=LABELS[r]) for r in COLOURS]
+    handles = [plt.Line2D([], [], marker=MARKERS[r], color=COLOURS[r], linestyle="", label=LABELS[r]) for r in MARKERS]
     left.legend(handles=handles, loc="upper right", fontsize=8)
     reach = max(1.0, float(np.abs(difference.to_numpy()).max()))
     sns.heatmap(
@@ -147,4 +156,54 @@ def merging_comparison(absolute: pd.DataFrame, difference: pd.DataFrame) -> Figu
     right.set(title="SAFT − AdamW by task, points of accuracy", xlabel="", ylabel="")
     right.tick_params(length=0, labelrotation=0)
     right.grid(False)
+    return figure
+
+
+def forest(frame: pd.DataFrame, *, base: str = "sgd", overall: str = "all", cost: pd.Series | None = None) -> Figure:
+    """Differences from the recipe `base` with their intervals, a block of rows for each recipe.
+
+    Args:
+        frame: columns recipe, group, mean, low, high, in points of accuracy; the group called `overall` is drawn as a
+            bold diamond, the others as small markers of their own, named in the legend.
+        cost: recipe -> training time as a multiple of the base's; drawn in a panel of its own.
+    """
+    recipes = list(dict.fromkeys(frame["recipe"]))
+    groups = [group for group in dict.fromkeys(frame["group"]) if group != overall]
+    panels = 1 if cost is None else 2
+    figure, axes = plt.subplots(
+        1, panels, figsize=(7.5 + 2.2 * (panels - 1), 1.3 + 0.62 * len(recipes)), sharey=True, squeeze=False,
+        width_ratios=(1, 0.3)[:panels],
+    )  # fmt: skip
+    left = axes[0][0]
+    offsets = np.linspace(0.02, 0.36, len(groups)) if len(groups) > 1 else np.array([0.2])
+    for row, recipe in enumerate(recipes):
+        colour = COLOURS.get(recipe.partition("@")[0], _QUIET)
+        for _, line in frame[frame["recipe"] == recipe].iterrows():
+            bold = line["group"] == overall
+            place = row - 0.2 if bold else row + offsets[groups.index(line["group"])]
+            marker, size = ("D", 8) if bold else ("os^vP*"[groups.index(line["group"]) % 6], 4.5)
+            left.plot([line["low"], line["high"]], [place, place], color=colour, linewidth=2.4 if bold else 1)
+            left.plot(line["mean"], place, marker, color=colour, markersize=size, alpha=1 if bold else 0.75)
+            if bold:
+                text = f"{line['mean']:+.1f}"
+                left.annotate(text, (line["high"], place), (6, 0), textcoords="offset points", va="center", color=_INK)
+    left.axvline(0, color=_QUIET, linewidth=1)
+    left.set(yticks=range(len(recipes)), yticklabels=[LABELS.get(recipe, recipe) for recipe in recipes])
+    left.set_ylim(len(recipes) - 0.45, -0.55)
+    left.set_xlabel(f"difference from {LABELS.get(base, base)}, points of accuracy")
+    left.grid(axis="y", visible=False)
+    shapes = [(overall, "D", 8)] if overall in set(frame["group"]) else []
+    shapes += [(LABELS.get(group, group), "os^vP*"[i % 6], 4.5) for i, group in enumerate(groups)]
+    handles = [plt.Line2D([], [], marker=m, color=_QUIET, linestyle="", markersize=z, label=n) for n, m, z in shapes]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8)
+    if cost is not None:
+        right = axes[0][1]
+        for row, recipe in enumerate(recipes):
+            colour = COLOURS.get(recipe.partition("@")[0], _QUIET)
+            right.barh(row, cost[recipe], height=0.45, color=colour)
+            right.annotate(f"{cost[recipe]:.1f}×", (cost[recipe], row), (4, 0), textcoords="offset points", va="center")
+        right.axvline(1, color=_QUIET, linewidth=1)
+        right.set_xlabel("training time, × baseline")
+        right.margins(x=0.2)
+        right.grid(axis="y", visible=False)
     return figure

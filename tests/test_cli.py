@@ -43,6 +43,7 @@ def test_python_m_saftnb_is_saftnb_and_neither_needs_torch(grid: Path) -> None:
 def test_a_dry_run_writes_nothing(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["grid", str(grid), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines.pop() == "2 to do"
     assert len(lines) == 2
     assert all(line.startswith("run      a-") and line.endswith(": new") for line in lines)
     assert not Path("runs").exists()
@@ -88,7 +89,7 @@ def test_bad_input_is_one_line_and_exit_code_2(grid, capsys, text, options, mess
 def test_the_exit_code_is_0_only_if_every_run_is_done(grid, monkeypatch, statuses, code) -> None:
     given = []
 
-    def run_grid(loaded, jobs, force):
+    def run_grid(loaded, jobs, force, *, fresh):
         given.append((loaded.runs[0].root, jobs, force))
         return dict(enumerate(statuses))
 
@@ -120,7 +121,7 @@ def test_report_and_fetch_hand_over(grid: Path, monkeypatch, capsys) -> None:
 
 
 def test_an_error_of_ours_keeps_its_traceback(grid: Path, monkeypatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ValueError("a bug")
 
     monkeypatch.setattr("saftnb.batch.local.run_grid", broken)

@@ -20,7 +20,16 @@ SIZES = {
         "line_pictures": 100,
     },
     "02_merging_comparison": {"suite": "thimble", "scales": [0.1, 0.5], "ties_scales": [0.5], "keeps": [0.2]},
-    "appendix/recipe_search": {"suite": "thimble", "rates": [1e-3], "decays": [0.1], "radii": [0.5]},
+    "appendix/recipe_search": {
+        "suite": "thimble",
+        "tasks": ["digits"],
+        "rates": [1e-3],
+        "more_rates": [],
+        "decays": [0.1],
+        "saft_radii": [0.2],
+        "sam_radii": [0.05],
+        "kwon_radii": [0.1],
+    },
     "appendix/pretrain_pocket_clip": {"size": "thimble"},
 }
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from saftnb.batch.record import record
 
-__all__ = ["load_grid", "record", "results", "run_grid", "run_one"]
+__all__ = ["load_grid", "record", "results", "run_grid", "run_one", "tables"]
 
 _HOMES = {
     "load_grid": "saftnb.batch.grid",
     "results": "saftnb.batch.manifest",
     "run_grid": "saftnb.batch.local",
     "run_one": "saftnb.batch.run",
+    "tables": "saftnb.batch.manifest",
 }
 
 

@@ -4,6 +4,7 @@
     defaults: {suite: pocket}                     # for the notebooks that declare these parameters
     jobs: 2                                       # runs at a time
     threads: 1                                    # for each; default: 1 when jobs > 1, else the machine's
+    kept: ../../reports/pocket/runs.json          # finished runs to take over, see `saftnb.batch.kept`
     runs:
       - notebook: 01_sharpness_aware_finetuning   # a name in notebooks/, or a path
         parameters: {seed: 0}
@@ -33,7 +34,7 @@ from saftnb.batch.source import GridError, GridFile, Place
 
 __all__ = ["Grid", "GridError", "Run", "load_grid"]
 
-GRID_KEYS = ("name", "engine", "defaults", "jobs", "threads", "runs")
+GRID_KEYS = ("name", "engine", "defaults", "jobs", "threads", "kept", "runs")
 ENTRY_KEYS = ("notebook", "parameters", "sweep", "zip", "after", "budget")
 
 
@@ -69,6 +70,7 @@ class Grid:
     runs: tuple[Run, ...]
     jobs: int = 1
     threads: int | None = None
+    kept: Path | None = None
 
 
 def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
@@ -82,6 +84,9 @@ def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
         source.fail(("engine",), f"unknown engine {data['engine']!r}; there is: local")
     jobs = _count(source, "jobs", data.get("jobs", 1))
     threads = _count(source, "threads", data["threads"]) if "threads" in data else None
+    kept = data.get("kept")
+    if kept is not None and not (isinstance(kept, str) and kept.endswith(".json")):
+        source.fail(("kept",), f"kept is {kept!r}, not the path of a .json file")
     entries = data.get("runs")
     if not isinstance(entries, list) or not entries:
         source.fail(("runs",), "the grid has no list of runs")
@@ -102,7 +107,8 @@ def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
         for i, (entry, notebook) in enumerate(zip(entries, notebooks, strict=True))
     ]
     _check_distinct(source, made)
-    return Grid(name, tuple(_ordered(source, entries, made)), jobs, threads)
+    list_of_kept = (source.path.parent / kept).resolve() if kept else None
+    return Grid(name, tuple(_ordered(source, entries, made)), jobs, threads, list_of_kept)
 
 
 def _count(source: GridFile, key: str, value: Any) -> int:

@@ -1,14 +1,17 @@
 """The local engine: the runs of a grid in processes on this machine, so many at a time."""
 
+import math
 import os
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from threading import Event
 
 from saftnb.batch.grid import Grid, Run
-from saftnb.batch.manifest import LOG, library_sha256, reason_to_run
+from saftnb.batch.kept import fits, read_kept, take
+from saftnb.batch.manifest import LOG, library_sha256, read_manifest, reason_to_run
 from saftnb.batch.run import Stopped, run_one
 from saftnb.run_folder import CURRENT, write_json
 
@@ -17,14 +20,48 @@ def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def plan(grid: Grid, force: bool = False) -> dict[str, str | None]:
-    """For each run's id why it has to be executed, or None for one that is done and unchanged."""
+@dataclass(frozen=True)
+class Plan:
+    """What a grid has to do: for each run's id the reason to execute it, or None where it is done and unchanged; and
+    the entries of the kept list that stand in for runs that would have to be executed."""
+
+    reasons: dict[str, str | None]
+    kept: dict[str, dict]
+
+    @property
+    def todo(self) -> set[str]:
+        return {run_id for run_id, reason in self.reasons.items() if reason and run_id not in self.kept}
+
+
+def plan(grid: Grid, force: bool = False, fresh: bool = False) -> Plan:
+    """What is to be done. ``force`` runs everything again, ``fresh`` what was taken from the list of kept runs."""
     library = library_sha256()
-    return {run.id: reason_to_run(run, library) or ("forced" if force else None) for run in grid.runs}
+    reasons = {run.id: reason_to_run(run, library) or ("forced" if force else None) for run in grid.runs}
+    if fresh:
+        taken = {run.id for run in grid.runs if "taken" in (read_manifest(run.folder) or {})}
+        return Plan({i: reason or ("taken before" if i in taken else None) for i, reason in reasons.items()}, {})
+    listed = {} if force else read_kept(grid)
+    kept = {run.id: listed[run.id] for run in grid.runs if reasons[run.id] and fits(run, listed.get(run.id))}
+    return Plan(reasons, kept)
+
+
+def estimate(grid: Grid, todo: set[str], jobs: int) -> str:
+    """How long the runs will take by their budgets, in words; "" where one has none."""
+    budgets = [run.budget for run in grid.runs if run.id in todo]
+    if not budgets or None in budgets:
+        return ""
+    seconds = max(sum(budgets) / jobs, max(budgets))
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return f", about {f'{hours} h ' if hours else ''}{minutes} min by their budgets"
 
 
 def run_grid(
-    grid: Grid, jobs: int | None = None, force: bool = False, say: Callable[[str], None] = _print
+    grid: Grid,
+    jobs: int | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = _print,
+    *,
+    fresh: bool = False,
 ) -> dict[str, str]:
     """Execute what is missing of ``grid`` and return the status of every run by its id.
 
@@ -32,9 +69,10 @@ def run_grid(
     waits for is not done) and ``not started`` (stopped by Ctrl-C before). One failure stops no other run.
     """
     started = time.monotonic()
-    engine = _Engine(grid, jobs or grid.jobs, plan(grid, force), say)
-    todo = sum(reason is not None for reason in engine.reasons.values())
-    say(f"grid {grid.name}: {_plural(len(grid.runs))}, {todo} to do, {engine.jobs} at a time")
+    engine = _Engine(grid, jobs or grid.jobs, plan(grid, force, fresh), say)
+    todo = engine.plan.todo
+    about = estimate(grid, todo, engine.jobs)
+    say(f"grid {grid.name}: {_plural(len(grid.runs))}, {len(todo)} to do, {engine.jobs} at a time{about}")
     for folder in {run.folder.parent for run in grid.runs}:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CURRENT, [run.id for run in grid.runs])
@@ -54,8 +92,8 @@ def run_grid(
 class _Engine:
     """The state of one call of `run_grid`; only the calling thread changes it."""
 
-    def __init__(self, grid: Grid, jobs: int, reasons: dict[str, str | None], say: Callable[[str], None]) -> None:
-        self.grid, self.jobs, self.reasons, self.say = grid, jobs, reasons, say
+    def __init__(self, grid: Grid, jobs: int, plan: Plan, say: Callable[[str], None]) -> None:
+        self.grid, self.jobs, self.plan, self.say = grid, jobs, plan, say
         self.threads = grid.threads or (1 if jobs > 1 else None)
         self.waiting = list(grid.runs)
         self.status: dict[str, str] = {}
@@ -87,10 +125,15 @@ class _Engine:
             return True
         if any(other not in self.status for other in run.after):
             return False
-        reason = self.reasons[run.id]
+        reason = self.plan.reasons[run.id]
         if reason is None:
             self.status[run.id] = "done"
             self.say(f"skip     {run.id}: done before")
+            return True
+        if run.id in self.plan.kept:
+            take(run, self.plan.kept[run.id], self.grid.kept)
+            self.status[run.id] = "done"
+            self.say(f"take     {run.id}: done before, in {self.grid.kept.name}")
             return True
         if len(self.running) >= self.jobs:
             return False

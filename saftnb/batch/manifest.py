@@ -71,6 +71,8 @@ def reason_to_run(run: Run, library: str | None = None) -> str | None:
         return f"{altered} was altered or is gone"
     if manifest.get("schema") != SCHEMA or manifest.get("parameters") != run.parameters:
         return "its manifest is another run's"
+    if "taken" in manifest:  # its checkpoints are not here, and it outlives changes of the library: see `kept`
+        return None if manifest.get("code_sha256") == run.notebook.code_sha256 else "notebook changed"
     if manifest.get("notebook_sha256") != run.notebook.sha256:
         return "notebook changed"
     if manifest.get("library_sha256") != (library or library_sha256()):
@@ -113,6 +115,33 @@ def results(path: Path | str = "runs") -> "pandas.DataFrame":
             row |= {f"{prefix}.{name}" if name in row else name: value for name, value in values.items()}
         rows.append(row)
     return pandas.DataFrame(rows, columns=None if rows else ["grid", "run", "notebook"])
+
+
+def tables(path: Path | str, name: str) -> "pandas.DataFrame":
+    """The recorded table ``name`` of every run under ``path`` that has one, in one frame.
+
+    ``path`` is a folder of runs or a list that ``saftnb keep`` wrote. The columns are those of the tables, after
+    ``run`` and the scalar parameters of each run; a column that is also a parameter keeps the table's value.
+    Raises FileNotFoundError where there is nothing, ValueError where no run recorded such a table.
+    """
+    import pandas
+
+    path = Path(path)
+    if path.is_file():
+        entries = [(e["id"], e["manifest"]["parameters"], e["results"]) for e in read_json(path)["runs"]]
+    else:
+        done = [(f, m) for f, m in find_runs(path) if is_done(f)]
+        entries = [(f.name, m["parameters"], read_json(f / RESULTS)) for f, m in done]
+    frames = []
+    for run, parameters, recorded in entries:
+        table = recorded.get(name)
+        if isinstance(table, dict) and table.get("type") == "table":
+            frame = pandas.DataFrame(table["data"], columns=table["columns"])
+            scalars = {k: v for k, v in parameters.items() if not isinstance(v, (list, dict)) and k not in frame}
+            frames.append(pandas.DataFrame({"run": run, **scalars}, index=frame.index).join(frame))
+    if not frames:
+        raise ValueError(f"{path.name}: no done run recorded a table {name!r}")
+    return pandas.concat(frames, ignore_index=True)
 
 
 def sha256_of(path: Path) -> str | None:

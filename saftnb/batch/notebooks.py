@@ -22,6 +22,7 @@ class Notebook:
     path: Path
     text: str = field(repr=False)
     sha256: str = field(repr=False)
+    code_sha256: str = field(repr=False)  # of the code cells alone: prose may change without changing a result
     parameters: dict[str, Parameter] = field(repr=False)
 
 
@@ -32,7 +33,7 @@ def read_notebook(path: Path) -> Notebook:
         content = json.loads(text)
         if content["nbformat"] != 4:
             raise NotebookError(f"{path.name} is in notebook format {content['nbformat']}, not 4")
-        return Notebook(path.stem, path, text, _sha256(content), declared_parameters(content))
+        return Notebook(path.stem, path, text, *_sha256(content), declared_parameters(content))
     except ParameterError as error:
         raise NotebookError(f"{path.name}: {error}") from None
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
@@ -66,11 +67,15 @@ def _libraries(grid_file: Path) -> Iterator[Path]:
             yield from (folder, folder / "appendix")
 
 
-def _sha256(content: dict) -> str:
-    """A hash of the cells' kinds, sources and tags; outputs, and what papermill injects, do not count."""
-    cells = []
+def _sha256(content: dict) -> tuple[str, str]:
+    """Hashes of the cells' kinds, sources and tags, and of the code alone; outputs, and what papermill injects, do
+    not count."""
+    cells, code = [], []
     for cell in content["cells"]:
         tags = sorted(cell.get("metadata", {}).get("tags", []))
-        if "injected-parameters" not in tags:
-            cells.append([cell["cell_type"], cell_source(cell), tags])
-    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
+        if "injected-parameters" in tags:
+            continue
+        cells.append([cell["cell_type"], cell_source(cell), tags])
+        if cell["cell_type"] == "code":
+            code.append(cell_source(cell))
+    return tuple(hashlib.sha256(json.dumps(part).encode()).hexdigest() for part in (cells, code))

@@ -131,6 +131,7 @@ def _begin(run: Run, threads: int | None) -> dict[str, Any]:
         "threads": threads,
         "budget": run.budget,
         "notebook_sha256": run.notebook.sha256,
+        "code_sha256": run.notebook.code_sha256,
         "library_sha256": library_sha256(),
         **environment(),
         "started": _now(),

@@ -76,6 +76,6 @@ def _train(suite, task, plan, seed, where, inputs, progress) -> store.FineTuned:
         pd.DataFrame(training.history, columns=["step", "loss", "validation_accuracy"]),
         training.best_accuracy, training.seconds, store.fingerprint(inputs), inputs,
     )  # fmt: skip
-    store.save(result)
+    result = store.save(result)
     state_file.unlink(missing_ok=True)
     return result

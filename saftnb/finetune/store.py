@@ -11,7 +11,7 @@ import os
 import shutil
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -34,6 +34,7 @@ class FineTuned:
         validation_accuracy: that of the kept weights, 0 to 1.
         seconds: training time, looks included, saves not.
         fingerprint: hash of everything that decides the result; `inputs` is what was hashed.
+        weights_sha256: hash of the task vector's file, as the store holds it.
     """
 
     task_vector: TaskVector
@@ -42,6 +43,7 @@ class FineTuned:
     seconds: float
     fingerprint: str
     inputs: dict
+    weights_sha256: str = ""
 
 
 def fingerprint(inputs: dict) -> str:
@@ -66,8 +68,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def save(result: FineTuned, root: Path | None = None) -> Path:
-    """Write a checkpoint whole or not at all; returns its folder."""
+def save(result: FineTuned, root: Path | None = None) -> FineTuned:
+    """Write a checkpoint whole or not at all; returns the result with its weights' hash."""
     root = root or store_root()
     final = root / folder_name(result.inputs)
     part = root / ".partial" / final.name
@@ -87,7 +89,7 @@ def save(result: FineTuned, root: Path | None = None) -> Path:
     os.replace(part, final)
     _sync(root)
     used_checkpoint(final, result.fingerprint)
-    return final
+    return replace(result, weights_sha256=manifest["sha256"]["task_vector.safetensors"])
 
 
 def load(inputs: dict, root: Path | None = None) -> FineTuned | None:
@@ -108,7 +110,7 @@ def load(inputs: dict, root: Path | None = None) -> FineTuned | None:
     used_checkpoint(folder, manifest["fingerprint"])
     return FineTuned(
         vector, pd.read_csv(folder / "history.csv"), manifest["validation_accuracy"], manifest["seconds"],
-        manifest["fingerprint"], manifest["inputs"],
+        manifest["fingerprint"], manifest["inputs"], manifest["sha256"]["task_vector.safetensors"],
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Fine-tuning is memoised by content, resumable, and the same bits for the same seed."""
 
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -58,6 +59,8 @@ def test_trained_once_then_loaded_with_the_same_bits(suite, monkeypatch):
     assert equal(first.task_vector, second.task_vector)
     assert first.history.equals(second.history)
     assert first.fingerprint == second.fingerprint
+    file = store.store_root() / store.folder_name(first.inputs) / "task_vector.safetensors"
+    assert first.weights_sha256 == second.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_a_run_notes_the_checkpoints_that_it_trained_or_loaded(suite, tmp_path, monkeypatch):

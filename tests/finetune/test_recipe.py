@@ -41,7 +41,8 @@ def test_the_controls_are_what_they_are_called(suite):
 
 def test_a_name_may_carry_changes():
     plan = recipe("saft@lr=3e-4,rho=0.1,steps=50", "pocket")
-    assert plan == recipe("saft", "pocket", name="saft@lr=3e-4,rho=0.1,steps=50", lr=3e-4, rho=0.1, steps=50)
+    changed = recipe("saft", "pocket", lr=3e-4, rho=0.1, steps=50)
+    assert plan == dataclasses.replace(changed, name="saft@lr=3e-4,rho=0.1,steps=50")
     assert type(plan.steps) is int
     for wrong, message in {
         "saft@rho": "'rho' is not FIELD=NUMBER", "saft@rho=big": "'rho=big' is not FIELD=NUMBER",
