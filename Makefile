@@ -7,7 +7,7 @@ GRID ?= notebooks/grids/pocket.yaml
 RUNS ?= runs
 THIMBLE := $(RUNS)/thimble
 
-.PHONY: report test lab grid notebooks bench lint clean
+.PHONY: report test lab grid notebooks bench spot-check lint clean
 
 report: $(READY)
 	$(BIN)/saftnb grid notebooks/grids/pocket.yaml --runs $(RUNS)
@@ -18,7 +18,8 @@ test: export OMP_NUM_THREADS = 1
 test: $(READY) lint
 	$(BIN)/python -m pytest tests -n 2 --cov=saftnb --cov-report=term --durations=10
 	rm -rf $(THIMBLE)
-	$(BIN)/python tests/thimble_notebooks.py $(THIMBLE)
+	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/saftnb grid tests/thimble-seeds.yaml --runs $(RUNS)
+	$(BIN)/python tests/thimble_notebooks.py $(THIMBLE) $(RUNS)/thimble-seeds
 	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/python -m pytest -n 2 --dist loadfile -v --nbval-lax \
 		--nbval-current-env --nbval-cell-timeout=120 $(THIMBLE)
 
@@ -35,6 +36,10 @@ notebooks: $(READY)
 bench: $(READY)
 	$(BIN)/python tests/bench/ties.py
 
+# Three models of the kept evidence, trained again: the same bits on the same kind of CPU.
+spot-check: $(READY)
+	$(BIN)/python tests/spot_check.py reports/pocket-seeds/runs.json 3
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +53,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(RUNS)/pocket $(RUNS)/thimble reports/pocket
+	rm -rf $(RUNS)/pocket $(RUNS)/thimble $(RUNS)/thimble-seeds reports/pocket

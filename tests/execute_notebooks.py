@@ -5,15 +5,14 @@
 A notebook that fails leaves the committed one as it was.
 """
 
-import base64
 import sys
-from pathlib import Path
 
 import nbformat
 from thimble_notebooks import NOTEBOOKS, notebooks
 
 from saftnb.batch import run_one
 from saftnb.batch.grid import Run
+from saftnb.batch.kept import headline_figures
 from saftnb.batch.notebooks import find_notebook
 
 GALLERY = NOTEBOOKS.parent / "reports" / "gallery"
@@ -42,14 +41,6 @@ def is_progress(output: nbformat.NotebookNode) -> bool:
     return output.output_type == "stream" and output.name == "stderr" and "%|" in output.text
 
 
-def keep_headline_figure(notebook: nbformat.NotebookNode, target: Path) -> None:
-    for cell in notebook.cells:
-        if "headline-figure" in cell.metadata.get("tags", []):
-            for out in cell.outputs:
-                if "image/png" in out.get("data", {}):
-                    target.write_bytes(base64.b64decode(out.data["image/png"]))
-
-
 def main(names: list[str]) -> None:
     wanted = [path for path in notebooks() if not names or path.stem in names]
     for path in wanted:
@@ -62,7 +53,8 @@ def main(names: list[str]) -> None:
         folder = Run("notebooks", notebook, parameters, {}, root=NOTEBOOKS.parent / "runs").folder
         executed = cleaned(nbformat.read(folder / "run.ipynb", as_version=4))
         nbformat.write(executed, path)
-        keep_headline_figure(executed, GALLERY / f"{path.stem}.png")
+        for png in headline_figures(executed):
+            (GALLERY / f"{path.stem}.png").write_bytes(png)
 
 
 if __name__ == "__main__":

@@ -66,3 +66,26 @@ def test_merging_comparison_shows_differences_in_points():
     figure = plots.merging_comparison(absolute, difference)
     assert [text.get_text() for text in figure.axes[0].texts] == ["+2.5"]
     assert [text.get_text() for text in figure.axes[1].texts] == ["+3.5", "+2.5"]
+
+
+def test_the_forest_has_a_row_a_group_and_names_the_overall_difference():
+    rows = [
+        {"recipe": r, "group": g, "mean": m, "low": m - 1, "high": m + 1}
+        for r, m in (("saft", 1.25), ("sgd-2x", -2.0), ("saft@rho=0.1", 0.5))
+        for g in ("all", "pocket-0", "pocket-1")
+    ]
+    figure = plots.forest(pd.DataFrame(rows), cost=pd.Series({"saft": 2.0, "sgd-2x": 1.9, "saft@rho=0.1": 2.1}))
+    left, right = figure.axes
+    assert [text.get_text() for text in left.texts] == ["+1.2", "-2.0", "+0.5"]
+    assert [text.get_text() for text in right.texts] == ["2.0×", "1.9×", "2.1×"]
+    spans = [line for line in left.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0] != line.get_xdata()[1]]
+    assert [list(line.get_xdata()) for line in spans[:3]] == [[0.25, 2.25]] * 3
+    assert all(same_color(line.get_color(), plots.COLOURS["saft"]) for line in [*spans[:3], *spans[6:]])
+    assert [label.get_text() for label in left.get_yticklabels()][:2] == [plots.LABELS["saft"], plots.LABELS["sgd-2x"]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["all", "pocket-0", "pocket-1"]
+    assert len(plots.forest(pd.DataFrame(rows)).axes) == 1
+
+
+def test_every_recipe_has_a_colour_of_its_own_and_a_name():
+    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
+    assert plots.COLOURS.keys() <= plots.LABELS.keys()

@@ -20,6 +20,15 @@ SIZES = {
         "line_pictures": 100,
     },
     "02_merging_comparison": {"suite": "thimble", "scales": [0.1, 0.5], "ties_scales": [0.5], "keeps": [0.2]},
+    "03_evidence": {"draws": 500},
+    "appendix/evidence_seed": {
+        "suite": "thimble",
+        "scales": [0.1, 0.5],
+        "ties_scales": [0.5],
+        "keeps": [0.2],
+        "subset_sizes": [2],
+        "subset_scales": [0.3],
+    },
     "appendix/recipe_search": {
         "suite": "thimble",
         "tasks": ["digits"],
@@ -49,7 +58,9 @@ def check(path: Path) -> None:
         sys.exit(f"{path.name}: needs three cells tagged 'nbval-check-output', with outputs (make notebooks)")
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, seeds: Path) -> None:
+    """`seeds` is the folder of the runs that 03_evidence reads, see thimble-seeds.yaml."""
+    sizes = SIZES | {"03_evidence": SIZES["03_evidence"] | {"results": str(seeds.absolute())}}
     for path in notebooks():
         name = path.relative_to(NOTEBOOKS).with_suffix("").as_posix()
         if name not in SIZES:
@@ -57,8 +68,8 @@ def main(folder: Path) -> None:
         check(path)
         target = folder / f"{name}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
-        papermill.execute_notebook(path, target, SIZES[name], prepare_only=True, progress_bar=False)
+        papermill.execute_notebook(path, target, sizes[name], prepare_only=True, progress_bar=False)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

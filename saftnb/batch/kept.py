@@ -107,9 +107,14 @@ def _exhibits(run: Run, folder: Path) -> list[Path]:
             written.append(folder / f"{name}.csv")
             frame = pandas.DataFrame(value["data"], columns=value["columns"])
             frame.to_csv(written[-1], index=False, float_format="%.6g")
-    for cell in read_json(run.folder / NOTEBOOK)["cells"]:
-        if "headline-figure" in cell["metadata"].get("tags", []):
-            for png in (out["data"]["image/png"] for out in cell["outputs"] if "image/png" in out.get("data", {})):
-                written.append(folder / f"{run.notebook.name}.png")
-                written[-1].write_bytes(base64.b64decode(png))
+    for png in headline_figures(read_json(run.folder / NOTEBOOK)):
+        written.append(folder / f"{run.notebook.name}.png")
+        written[-1].write_bytes(png)
     return written
+
+
+def headline_figures(notebook: Mapping[str, Any]) -> list[bytes]:
+    """The figures, as PNG, that a notebook's cells tagged ``headline-figure`` show."""
+    cells = [c for c in notebook["cells"] if "headline-figure" in c["metadata"].get("tags", [])]
+    data = [out.get("data", {}) for cell in cells for out in cell["outputs"]]
+    return [base64.b64decode(shown["image/png"]) for shown in data if "image/png" in shown]

@@ -141,7 +141,8 @@ def tables(path: Path | str, name: str) -> "pandas.DataFrame":
             frames.append(pandas.DataFrame({"run": run, **scalars}, index=frame.index).join(frame))
     if not frames:
         raise ValueError(f"{path.name}: no done run recorded a table {name!r}")
-    return pandas.concat(frames, ignore_index=True)
+    filled = [frame for frame in frames if len(frame)]  # an empty table would turn columns of numbers into objects
+    return pandas.concat(filled or frames, ignore_index=True)
 
 
 def sha256_of(path: Path) -> str | None:

@@ -91,7 +91,7 @@ _RECIPES = {
         Recipe("saft", "asam", lr=1e-3, rho=0.2),
         Recipe("sgd-2x", "adamw", lr=1e-3, steps=400),
         Recipe("sgd-wd0", "adamw", lr=1e-3, weight_decay=0.0),
-        Recipe("sam", "sam", lr=1e-3, rho=0.05),
+        Recipe("sam", "sam", lr=1e-3, rho=0.02),
         Recipe("asam-kwon", "asam-kwon", lr=1e-3, rho=0.1),
     ],
 }

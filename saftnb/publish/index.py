@@ -72,6 +72,9 @@ def publish_runs(runs: Path, out: Path, *, code: bool = False) -> Path:
 
 
 def _entry(run: RunFolder, code: bool) -> Entry:
+    taken = run.manifest.get("taken")
+    if taken:
+        return Entry(run, None, f"Taken from {taken} and not executed here, so there is no page.")
     try:
         return Entry(run, read_page(run.path / "run.ipynb", code=code))
     except ValueError:

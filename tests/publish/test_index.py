@@ -110,6 +110,17 @@ def test_a_run_is_done_only_when_its_manifest_says_so(add_run, report, runs, hea
     assert "04_lost-a.html" not in html
 
 
+def test_a_run_that_was_taken_from_a_list_counts_as_done_and_has_no_page(add_run, report, tmp_path):
+    folder = add_run("01_a-a", results={"gain": 0.5})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"taken": "runs.json"}))
+    html = report()
+    assert "Taken from runs.json and not executed here, so there is no page." in html
+    assert 'class="status good">done' in html
+    assert "gain <b>0.5" in html
+    assert not (tmp_path / "report" / "01_a-a.html").exists()
+
+
 def test_results_that_were_altered_after_the_run_are_not_believed(add_run, report, runs, headline):
     folder = add_run("01_a-a", results={"headline": headline})
     manifest = json.loads((folder / "manifest.json").read_text())
