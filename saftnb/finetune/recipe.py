@@ -89,8 +89,8 @@ _RECIPES = {
     "pocket": [
         Recipe("sgd", "adamw", lr=1e-3),
         Recipe("saft", "asam", lr=1e-3, rho=0.2),
-        Recipe("sgd-2x", "adamw", lr=1e-3, steps=400),
-        Recipe("sgd-wd0", "adamw", lr=1e-3, weight_decay=0.0),
+        Recipe("sgd-2x", "adamw", lr=1e-3, weight_decay=0.01, steps=400),
+        Recipe("sgd-wd0", "adamw", lr=6e-4, weight_decay=0.0),
         Recipe("sam", "sam", lr=1e-3, rho=0.02),
         Recipe("asam-kwon", "asam-kwon", lr=1e-3, rho=0.1),
     ],
