@@ -98,9 +98,10 @@ def _keep(options: argparse.Namespace) -> int:
 
     with _refusing(ValueError, FileNotFoundError):
         grid = load_grid(options.file, options.runs)
-        count, files = keep(grid)
-    names = ", ".join(file.name for file in files)
-    print(f"{grid.kept.parent.name}: {count} of {sum(not run.after for run in grid.runs)} runs kept; wrote {names}")
+        kept = keep(grid)
+    names = ", ".join(file.name for file in kept.files)
+    dropped = f" ({kept.dropped} dropped)" if kept.dropped else ""
+    print(f"{kept.runs} of {sum(not run.after for run in grid.runs)} runs kept{dropped}; wrote {names}")
     return 0
 
 

@@ -7,7 +7,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import yaml
+
+from saftnb.batch.kept import headline_figures
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -70,13 +73,25 @@ def test_nothing_that_users_read_names_a_machine():
         assert not found, f"{name} holds {found[0]}"
 
 
-def test_the_readme_quotes_only_numbers_of_the_committed_notebook():
-    section = (
-        (ROOT / "README.md").read_text().split("## Do sharpness-aware models merge better here?")[1].split("##")[0]
-    )
-    notebook = json.loads((ROOT / "notebooks" / "02_merging_comparison.ipynb").read_text())
-    outputs = [out.get("data", {}) for cell in notebook["cells"] for out in cell.get("outputs", [])]
-    seen = "".join("".join(data.get(kind, "")) for data in outputs for kind in ("text/markdown", "text/html"))
-    quoted = re.findall(r"[+-]\d+\.\d", section)
-    assert len(quoted) >= 10
+def test_the_readme_quotes_only_numbers_of_the_kept_evidence():
+    section = (ROOT / "README.md").read_text().split("## Does SAFT merge better here?")[1].split("\n## ")[0]
+    folder = ROOT / "reports" / "pocket-seeds"
+    seen = set()
+    for name in ("primary", "saft_against", "by_method", "by_task", "by_size", "headline"):
+        frame = pd.read_csv(folder / f"{name}.csv").select_dtypes("number")
+        seen |= {form.format(value) for value in frame.to_numpy().ravel() for form in ("{:+.1f}", "{:.1f}")}
+    quoted = re.findall(r"[+-]?\d+\.\d\b", section)
+    assert len(quoted) >= 8
     assert [number for number in quoted if number not in seen] == []
+
+
+def test_the_kept_evidence_is_what_its_notebook_shows():
+    folder, notebook = ROOT / "reports" / "pocket-seeds", json.loads((ROOT / "notebooks/03_evidence.ipynb").read_text())
+    (shown,) = headline_figures(notebook)
+    assert (folder / "03_evidence.png").read_bytes() == shown
+    primary = pd.read_csv(folder / "primary.csv").set_index(["recipe", "group"])
+    text = "".join(
+        "".join(out.get("data", {}).get("text/markdown", "")) for c in notebook["cells"] for out in c.get("outputs", [])
+    )
+    line = primary.loc[("saft", "all backbones")]
+    assert f"{line['mean']:+.1f} points ({line['low']:+.1f} to {line['high']:+.1f})" in text

@@ -7,14 +7,18 @@ usually the notebooks that read the others. The library may have changed since; 
 """
 
 import base64
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from saftnb.batch.grid import Grid, GridError, Run
-from saftnb.batch.manifest import LOG, MANIFEST, NOTEBOOK, is_done, read_manifest, sha256_of
+from saftnb.batch.manifest import LOG, MANIFEST, NOTEBOOK, is_done, read_manifest, reason_to_run, sha256_of
 from saftnb.batch.record import RESULTS
+from saftnb.batch.run import run_lock, set_aside
 from saftnb.run_folder import read_json, write_json
 
 SCHEMA = 1
@@ -22,9 +26,10 @@ KEPT = (
     "schema", "grid", "notebook", "status", "parameters", "overrides", "seed", "device", "threads", "notebook_sha256",
     "code_sha256", "library_sha256", "git", "versions", "finished", "seconds",
 )  # fmt: skip
+Entry = Mapping[str, Any]  # of the list: id, manifest (the keys of KEPT), results
 
 
-def read_kept(grid: Grid) -> dict[str, dict[str, Any]]:
+def read_kept(grid: Grid) -> dict[str, Entry]:
     """The entries of the grid's list by run id; empty where the grid has no list or it is not written yet.
 
     Raises GridError where the file is not such a list.
@@ -33,14 +38,19 @@ def read_kept(grid: Grid) -> dict[str, dict[str, Any]]:
         return {}
     try:
         listed = read_json(grid.kept)
+        entries = {entry["id"]: entry for entry in listed["runs"]}
+        for entry in entries.values():
+            whole = {"parameters", "code_sha256"} <= entry["manifest"].keys() and isinstance(entry["results"], dict)
+            if not whole or entry["manifest"]["status"] != "done":
+                raise ValueError
         if listed["schema"] != SCHEMA:
             raise ValueError
-        return {entry["id"]: entry for entry in listed["runs"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise GridError(f"{grid.kept.name}: not a list of kept runs of schema {SCHEMA}") from None
+    return entries
 
 
-def fits(run: Run, entry: Mapping[str, Any] | None) -> bool:
+def fits(run: Run, entry: Entry | None) -> bool:
     """Whether a kept run is this run: equal parameters, and a notebook of equal code."""
     if entry is None:
         return False
@@ -48,69 +58,101 @@ def fits(run: Run, entry: Mapping[str, Any] | None) -> bool:
     return manifest["parameters"] == run.parameters and manifest["code_sha256"] == run.notebook.code_sha256
 
 
-def take(run: Run, entry: Mapping[str, Any], source: Path) -> None:
-    """Write the run's folder as the list tells it; its notebook holds no outputs."""
-    folder = run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)  # until the end, there is no done run here
-    write_json(folder / RESULTS, entry["results"])
-    (folder / NOTEBOOK).write_text(run.notebook.text, encoding="utf-8")
-    (folder / LOG).write_text(f"taken from {source.name}, not executed here\n", encoding="utf-8")
-    hashes = {"results_sha256": sha256_of(folder / RESULTS), "run_sha256": sha256_of(folder / NOTEBOOK)}
-    own = {"reason": None, "budget": run.budget, "checkpoints": [], "taken": source.name}
-    write_json(folder / MANIFEST, entry["manifest"] | own | hashes)
+def entry_sha256(entry: Entry) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
-def keep(grid: Grid) -> tuple[int, list[Path]]:
+def take(
+    run: Run, entry: Entry, source: str, stop: Event, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Fill the run's folder as the list tells it and return the manifest; its notebook holds no outputs.
+
+    Takes the run's lock, as an execution does, and sets aside a run that was executed here.
+    Raises Stopped if ``stop`` was set before it began.
+    """
+    with run_lock(run, stop, say) as (_, waited):
+        if waited and reason_to_run(run) is None:
+            return read_manifest(run.folder) or {}
+        set_aside(run)
+        write_json(run.folder / RESULTS, entry["results"])
+        (run.folder / NOTEBOOK).write_text(run.notebook.text, encoding="utf-8")
+        (run.folder / LOG).write_text(f"taken from {source}, not executed here\n", encoding="utf-8")
+        manifest = entry["manifest"] | {
+            "reason": None,
+            "budget": run.budget,
+            "checkpoints": [],
+            "taken": source,
+            "taken_sha256": entry_sha256(entry),
+            "results_sha256": sha256_of(run.folder / RESULTS),
+            "run_sha256": sha256_of(run.folder / NOTEBOOK),
+        }
+        write_json(run.folder / MANIFEST, manifest)
+        return manifest
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What `keep` did: runs that the list holds and that fit the grid, entries that it dropped, files it wrote."""
+
+    runs: int
+    dropped: int
+    files: list[Path]
+
+
+def keep(grid: Grid) -> Kept:
     """Write the grid's list, and beside it the tables and headline figures of the runs that come after others.
 
-    An entry of the list stays until a run of the same id is done here; entries of runs that the grid no longer has
-    are dropped. Returns how many runs the list holds, and the files that were written.
-    Raises GridError where the grid names no list or no run is done.
+    An entry stays until the same run, with the code that its notebook has now, is executed to the end here; entries of
+    runs that the grid no longer has are dropped. Tables and figures are written of runs that are done and unchanged.
+    Raises GridError where the grid names no list, no run is done, or two tables or figures would have one name.
     """
     if grid.kept is None:
-        raise GridError(
-            f"grid {grid.name} names no list of kept runs: add a line such as kept: ../../reports/x/runs.json"
-        )
+        raise GridError(f"grid {grid.name} names no list of kept runs: add a line, kept: ../../reports/NAME/runs.json")
     before = read_kept(grid)
     first = [run for run in grid.runs if not run.after]
     entries = [entry for run in first if (entry := _entry(run) or before.get(run.id))]
     if not entries:
         raise GridError(f"grid {grid.name}: no run is done")
-    grid.kept.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False, allow_nan=False) for entry in entries)
-    temporary = grid.kept.with_suffix(".part")
-    temporary.write_text(f'{{"schema": {SCHEMA}, "runs": [\n{lines}\n]}}\n', encoding="utf-8")
-    temporary.replace(grid.kept)
-    later = [run for run in grid.runs if run.after and is_done(run.folder)]
-    return len(entries), [grid.kept, *(path for run in later for path in _exhibits(run, grid.kept.parent))]
+    contents: dict[str, bytes] = {}
+    for run in grid.runs:
+        if run.after and reason_to_run(run) is None:
+            for name, content in _exhibits(run):
+                if name in contents:
+                    raise GridError(f"grid {grid.name}: two tables or figures of its later runs are called {name}")
+                contents[name] = content
+    contents[grid.kept.name] = f'{{"schema": {SCHEMA}, "runs": [\n{lines}\n]}}\n'.encode()
+    grid.kept.parent.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (grid.kept.parent / f".{name}.part").write_bytes(content)
+    for name in contents:  # each whole or as it was; the list comes last
+        (grid.kept.parent / f".{name}.part").replace(grid.kept.parent / name)
+    kept = {entry["id"]: entry for entry in entries}
+    fitting = sum(fits(run, kept.get(run.id)) for run in first)
+    return Kept(fitting, len(before.keys() - kept.keys()), [grid.kept.parent / name for name in contents])
 
 
-def _entry(run: Run) -> dict[str, Any] | None:
-    """A done run as an entry of the list. One that was taken from the list is the entry that it was."""
-    if not is_done(run.folder):
-        return None
-    manifest = read_manifest(run.folder) or {}
-    if "code_sha256" not in manifest:
+def _entry(run: Run) -> Entry | None:
+    """A run that was executed to the end here, with the code that its notebook has now, as an entry of the list."""
+    manifest = read_manifest(run.folder) if is_done(run.folder) else None
+    if manifest is None or "taken" in manifest or "code_sha256" not in manifest:
         return None
     kept = {name: manifest[name] for name in KEPT if name in manifest}
-    return {"id": run.id, "manifest": kept, "results": read_json(run.folder / RESULTS)}
+    entry = {"id": run.id, "manifest": kept, "results": read_json(run.folder / RESULTS)}
+    return entry if fits(run, entry) else None
 
 
-def _exhibits(run: Run, folder: Path) -> list[Path]:
-    """Every recorded table as CSV, numbers to six significant digits, and the headline figure as PNG."""
+def _exhibits(run: Run) -> list[tuple[str, bytes]]:
+    """File names and contents: every recorded table as CSV, numbers to six digits, and the headline figure as PNG."""
     import pandas
 
-    written = []
+    found = []
     for name, value in read_json(run.folder / RESULTS).items():
         if isinstance(value, dict) and value.get("type") == "table":
-            written.append(folder / f"{name}.csv")
             frame = pandas.DataFrame(value["data"], columns=value["columns"])
-            frame.to_csv(written[-1], index=False, float_format="%.6g")
-    for png in headline_figures(read_json(run.folder / NOTEBOOK)):
-        written.append(folder / f"{run.notebook.name}.png")
-        written[-1].write_bytes(png)
-    return written
+            found.append((f"{name}.csv", frame.to_csv(index=False, float_format="%.6g").encode()))
+    figures = headline_figures(read_json(run.folder / NOTEBOOK))
+    return found + [(f"{run.notebook.name}.png", png) for png in figures]
 
 
 def headline_figures(notebook: Mapping[str, Any]) -> list[bytes]:

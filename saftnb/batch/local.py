@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from threading import Event
 
 from saftnb.batch.grid import Grid, Run
-from saftnb.batch.kept import fits, read_kept, take
+from saftnb.batch.kept import entry_sha256, fits, read_kept, take
 from saftnb.batch.manifest import LOG, library_sha256, read_manifest, reason_to_run
 from saftnb.batch.run import Stopped, run_one
 from saftnb.run_folder import CURRENT, write_json
@@ -37,12 +37,28 @@ def plan(grid: Grid, force: bool = False, fresh: bool = False) -> Plan:
     """What is to be done. ``force`` runs everything again, ``fresh`` what was taken from the list of kept runs."""
     library = library_sha256()
     reasons = {run.id: reason_to_run(run, library) or ("forced" if force else None) for run in grid.runs}
-    if fresh:
-        taken = {run.id for run in grid.runs if "taken" in (read_manifest(run.folder) or {})}
-        return Plan({i: reason or ("taken before" if i in taken else None) for i, reason in reasons.items()}, {})
-    listed = {} if force else read_kept(grid)
-    kept = {run.id: listed[run.id] for run in grid.runs if reasons[run.id] and fits(run, listed.get(run.id))}
-    return Plan(reasons, kept)
+    here = {run.id: read_manifest(run.folder) or {} for run in grid.runs}
+    listed = {} if force or fresh else read_kept(grid)
+    kept = {}
+    for run in grid.runs:
+        taken, entry = "taken" in here[run.id], listed.get(run.id)
+        if taken and fresh:
+            reasons[run.id] = reasons[run.id] or "taken before"
+        if taken and fits(run, entry) and here[run.id].get("taken_sha256") != entry_sha256(entry):
+            reasons[run.id] = reasons[run.id] or "the kept run is another now"
+        if reasons[run.id] and fits(run, entry):
+            kept[run.id] = entry
+    return Plan(_with_later(grid, reasons), kept)
+
+
+def _with_later(grid: Grid, reasons: dict[str, str | None]) -> dict[str, str | None]:
+    """The reasons, where a run that comes after one that is to be done or taken is to be done as well."""
+    later = {run.id: run.after for run in grid.runs}
+    for _ in grid.runs:  # as often as a chain can be long
+        for run_id, before in later.items():
+            if reasons[run_id] is None and any(reasons[other] for other in before):
+                reasons[run_id] = "a run before it is to be done"
+    return reasons
 
 
 def estimate(grid: Grid, todo: set[str], jobs: int) -> str:
@@ -130,13 +146,12 @@ class _Engine:
             self.status[run.id] = "done"
             self.say(f"skip     {run.id}: done before")
             return True
-        if run.id in self.plan.kept:
-            take(run, self.plan.kept[run.id], self.grid.kept)
-            self.status[run.id] = "done"
-            self.say(f"take     {run.id}: done before, in {self.grid.kept.name}")
-            return True
         if len(self.running) >= self.jobs:
             return False
+        if run.id in self.plan.kept:
+            entry, source = self.plan.kept[run.id], self.grid.kept.name
+            self.running[self.pool.submit(take, run, entry, source, self.stop, self.say)] = run
+            return True
         given = ", ".join(f"{name}={value}" for name, value in run.overrides.items())
         self.say(f"start    {run.id}{f' ({given})' if given else ''}: {reason}")
         self.running[self.pool.submit(run_one, run, self.threads, self.stop, self.say)] = run
@@ -154,6 +169,9 @@ class _Engine:
             self.say(f"failed   {run.id}: {error}")
             return
         self.status[run.id] = manifest["status"]
+        if "taken" in manifest:
+            self.say(f"take     {run.id}: done before, in {manifest['taken']}")
+            return
         took = f"{manifest['status']:<8} {run.id} after {manifest['seconds']:.1f} s"
         done = manifest["status"] == "done"
         self.say(took if done else f"{took}: {manifest['reason']}; see {os.path.relpath(run.folder / LOG)}")

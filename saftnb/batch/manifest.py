@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from saftnb.batch.grid import Run
 from saftnb.batch.record import RESULTS
 from saftnb.paths import project_root, store_root
-from saftnb.run_folder import read_json
+from saftnb.run_folder import CURRENT, read_json
 
 if TYPE_CHECKING:
     import pandas
@@ -77,10 +77,18 @@ def reason_to_run(run: Run, library: str | None = None) -> str | None:
         return "notebook changed"
     if manifest.get("library_sha256") != (library or library_sha256()):
         return "library changed"
+    if manifest.get("before") != results_before(run):
+        return "a run before it has other results"
     for checkpoint in manifest.get("checkpoints", []):
         if not (store_root() / checkpoint["name"] / MANIFEST).is_file():
             return f"checkpoint {checkpoint['name']} is gone"
     return None
+
+
+def results_before(run: Run) -> dict[str, str | None]:
+    """The hash of the results of every run that this one comes after, which it may have read."""
+    folders = {other: run.folder.parent / other for other in run.after}
+    return {other: (read_manifest(folder) or {}).get("results_sha256") for other, folder in folders.items()}
 
 
 def find_runs(path: Path | str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -120,7 +128,8 @@ def results(path: Path | str = "runs") -> "pandas.DataFrame":
 def tables(path: Path | str, name: str) -> "pandas.DataFrame":
     """The recorded table ``name`` of every run under ``path`` that has one, in one frame.
 
-    ``path`` is a folder of runs or a list that ``saftnb keep`` wrote. The columns are those of the tables, after
+    ``path`` is a grid's folder of runs (of which those that its file names now are read) or a list that
+    ``saftnb keep`` wrote. The columns are those of the tables, after
     ``run`` and the scalar parameters of each run; a column that is also a parameter keeps the table's value.
     Raises FileNotFoundError where there is nothing, ValueError where no run recorded such a table.
     """
@@ -130,7 +139,8 @@ def tables(path: Path | str, name: str) -> "pandas.DataFrame":
     if path.is_file():
         entries = [(e["id"], e["manifest"]["parameters"], e["results"]) for e in read_json(path)["runs"]]
     else:
-        done = [(f, m) for f, m in find_runs(path) if is_done(f)]
+        current = read_json(path / CURRENT)
+        done = [(f, m) for f, m in find_runs(path) if is_done(f) and (not current or f.name in current)]
         entries = [(f.name, m["parameters"], read_json(f / RESULTS)) for f, m in done]
     frames = []
     for run, parameters, recorded in entries:

@@ -77,5 +77,5 @@ def _sha256(content: dict) -> tuple[str, str]:
             continue
         cells.append([cell["cell_type"], cell_source(cell), tags])
         if cell["cell_type"] == "code":
-            code.append(cell_source(cell))
+            code += [cell_source(cell), *(tag for tag in tags if tag in ("skip-execution", "raises-exception"))]
     return tuple(hashlib.sha256(json.dumps(part).encode()).hexdigest() for part in (cells, code))

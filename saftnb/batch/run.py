@@ -36,6 +36,7 @@ from saftnb.batch.manifest import (
     one_line,
     read_manifest,
     reason_to_run,
+    results_before,
     sha256_of,
 )
 from saftnb.batch.record import RESULTS
@@ -68,7 +69,7 @@ def run_one(
     Raises Stopped if ``stop`` was set before the run began.
     """
     stop = stop or Event()
-    with _lock(run, stop, say) as (lock, waited):
+    with run_lock(run, stop, say) as (lock, waited):
         if waited and reason_to_run(run) is None:
             return read_manifest(run.folder) or {}
         manifest = _begin(run, threads)
@@ -79,7 +80,7 @@ def run_one(
 
 
 @contextmanager
-def _lock(run: Run, stop: Event, say: Callable[[str], None]) -> Iterator[tuple[int, bool]]:
+def run_lock(run: Run, stop: Event, say: Callable[[str], None]) -> Iterator[tuple[int, bool]]:
     """Hold the run's lock; yields its descriptor and whether we had to wait.
 
     The descriptor is handed on to the process that executes the notebook. So when a launcher is killed, the
@@ -107,10 +108,10 @@ def _lock(run: Run, stop: Event, say: Callable[[str], None]) -> Iterator[tuple[i
         os.close(descriptor)  # no LOCK_UN: that would take the lock from an executing process, too
 
 
-def _begin(run: Run, threads: int | None) -> dict[str, Any]:
-    """Prepare the folder and write the manifest that a crash leaves behind: ``running``."""
+def set_aside(run: Run) -> None:
+    """Make the run's folder empty. A run that was executed to the end is moved away, one from a list is dropped."""
     previous = run.folder.parent / ".previous" / run.id
-    if is_done(run.folder):
+    if is_done(run.folder) and "taken" not in (read_manifest(run.folder) or {}):
         shutil.rmtree(previous, ignore_errors=True)
         previous.parent.mkdir(exist_ok=True)
         run.folder.rename(previous)
@@ -118,6 +119,11 @@ def _begin(run: Run, threads: int | None) -> dict[str, Any]:
     if run.folder.exists():
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True)
+
+
+def _begin(run: Run, threads: int | None) -> dict[str, Any]:
+    """Prepare the folder and write the manifest that a crash leaves behind: ``running``."""
+    set_aside(run)
     manifest = {
         "schema": SCHEMA,
         "grid": run.grid,
@@ -133,6 +139,7 @@ def _begin(run: Run, threads: int | None) -> dict[str, Any]:
         "notebook_sha256": run.notebook.sha256,
         "code_sha256": run.notebook.code_sha256,
         "library_sha256": library_sha256(),
+        "before": results_before(run),
         **environment(),
         "started": _now(),
         "finished": None,

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pandas as pd
 import pytest
@@ -10,9 +13,10 @@ import pytest
 from saftnb import cli
 from saftnb.batch import load_grid, run_grid, tables
 from saftnb.batch.grid import GridError
-from saftnb.batch.kept import keep
+from saftnb.batch.kept import keep, read_kept, take
 from saftnb.batch.local import plan
-from saftnb.batch.manifest import find_runs, read_manifest
+from saftnb.batch.manifest import find_runs, read_manifest, reason_to_run, sha256_of
+from saftnb.batch.run import run_lock, set_aside
 from saftnb.run_folder import read_json, write_json
 
 SEED = """
@@ -74,7 +78,7 @@ def ids(notebook: str) -> list[str]:
 
 def test_keep_writes_the_list_the_tables_and_the_figure(desk: Path, capsys) -> None:
     assert cli.main(["keep", "g.yaml"]) == 0
-    assert capsys.readouterr().out == "kept: 2 of 2 runs kept; wrote runs.json, total.csv, total.png\n"
+    assert capsys.readouterr().out == "2 of 2 runs kept; wrote total.csv, total.png, runs.json\n"
     listed = read_json(desk / "kept" / "runs.json")["runs"]
     assert [entry["id"] for entry in listed] == ids("one")
     assert [entry["results"]["double"] for entry in listed] == [0, 2]
@@ -130,7 +134,7 @@ def test_runs_of_this_machine_come_before_kept_ones_and_fresh_ignores_those(desk
     first = ids("one")[0]
     shutil.rmtree(grid.runs[0].folder)
     assert set(plan(grid).kept) == {first}
-    assert plan(grid, fresh=True).todo == {first}
+    assert plan(grid, fresh=True).todo == {first, grid.runs[2].id}
     assert plan(grid, force=True).kept == {}
     run_grid(grid, 2, say=silent)
     assert plan(grid).todo == set()
@@ -149,8 +153,106 @@ def test_a_part_of_the_runs_never_replaces_more_of_them(desk: Path) -> None:
     keep(grid)
     assert json.loads((desk / "kept" / "runs.json").read_text())["runs"][1]["manifest"]["seconds"] == 1234.5
     Path("g.yaml").write_text(GRID.replace("[0, 1]", "[1]"))
-    keep(load_grid("g.yaml"))
+    kept = keep(load_grid("g.yaml"))
+    assert (kept.runs, kept.dropped) == (1, 1)
     assert len(read_json(desk / "kept" / "runs.json")["runs"]) == 1
+
+
+def test_a_run_that_was_executed_here_is_set_aside_not_lost(desk: Path, monkeypatch) -> None:
+    grid = load_grid("g.yaml")
+    keep(grid)
+    run = grid.runs[0]
+    executed = (run.folder / "run.ipynb").read_bytes()
+    monkeypatch.setattr("saftnb.batch.local.library_sha256", lambda: "another")
+    run_grid(grid, 2, say=silent)
+    assert read_manifest(run.folder)["taken"] == "runs.json"
+    aside = run.folder.parent / ".previous" / run.id
+    assert (aside / "run.ipynb").read_bytes() == executed
+    set_aside(run)  # what was only taken may go; what was executed stays aside
+    assert (aside / "run.ipynb").read_bytes() == executed
+
+
+def test_a_newer_list_replaces_what_was_taken_and_is_never_replaced_by_it(desk: Path) -> None:
+    grid = load_grid("g.yaml")
+    keep(grid)
+    shutil.rmtree("runs")
+    run_grid(grid, 2, say=silent)
+    listed = read_json(desk / "kept" / "runs.json")
+    listed["runs"][0]["results"]["scores"]["data"][1][1] = 0.25
+    write_json(desk / "kept" / "runs.json", listed)
+    keep(grid)
+    assert read_json(desk / "kept" / "runs.json")["runs"] == listed["runs"]
+    planned = plan(grid)
+    assert set(planned.kept) == {run.id for run in grid.runs[:1]}
+    assert planned.todo == {grid.runs[2].id}
+    run_grid(grid, 2, say=silent)
+    keep(grid)
+    assert pd.read_csv("kept/total.csv")["accuracy"].tolist() == [0.333333, 0.75]
+
+
+def test_runs_of_older_code_are_not_kept_nor_are_their_tables(desk: Path) -> None:
+    keep(load_grid("g.yaml"))
+    whole = (desk / "kept" / "runs.json").read_text()
+    for name in ("one", "total"):
+        notebook = read_json(desk / "notebooks" / f"{name}.ipynb")
+        notebook["cells"][-1]["source"] += "\n2"
+        write_json(desk / "notebooks" / f"{name}.ipynb", notebook)
+    kept = keep(load_grid("g.yaml"))
+    assert (kept.runs, [file.name for file in kept.files]) == (0, ["runs.json"])
+    assert (desk / "kept" / "runs.json").read_text() == whole
+
+
+def test_a_run_after_others_is_done_again_when_their_results_change(desk: Path) -> None:
+    grid = load_grid("g.yaml")
+    Path("g.yaml").write_text(GRID.replace("[0, 1]", "[0, 1, 2]"))
+    more = plan(load_grid("g.yaml"))
+    assert more.todo == {run.id for run in load_grid("g.yaml").runs[2:]}
+    results = read_json(grid.runs[0].folder / "results.json")
+    write_json(grid.runs[0].folder / "results.json", results | {"double": 7})
+    manifest = read_manifest(grid.runs[0].folder)
+    changed = {"results_sha256": sha256_of(grid.runs[0].folder / "results.json")}
+    write_json(grid.runs[0].folder / "manifest.json", manifest | changed)
+    assert reason_to_run(grid.runs[2]) == "a run before it has other results"
+    assert keep(grid).files == [grid.kept]
+
+
+def test_taking_waits_for_a_launcher_that_has_the_run(desk: Path) -> None:
+    grid = load_grid("g.yaml")
+    keep(grid)
+    entry, run = read_kept(grid)[grid.runs[0].id], grid.runs[0]
+    set_aside(run)
+    stop, said = Event(), []
+    with run_lock(run, Event(), silent):
+        waiting = ThreadPoolExecutor(1).submit(take, run, entry, "runs.json", stop, said.append)
+        time.sleep(0.5)
+        assert not (run.folder / "manifest.json").exists()
+        assert said == [f"wait     {run.id}: it is being run by another process"]
+    assert waiting.result(timeout=10)["taken"] == "runs.json"
+
+
+def test_a_full_disk_fails_the_run_that_is_taken_and_no_other(desk: Path, monkeypatch) -> None:
+    grid = load_grid("g.yaml")
+    keep(grid)
+    shutil.rmtree("runs")
+    first = grid.runs[0].id
+
+    def full(run, *rest):
+        if run.id == first:
+            raise OSError("no space left")
+        return take(run, *rest)
+
+    monkeypatch.setattr("saftnb.batch.local.take", full)
+    statuses = run_grid(grid, 2, say=silent)
+    assert [statuses[run.id] for run in grid.runs] == ["failed", "done", "blocked"]
+
+
+def test_two_tables_of_one_name_are_refused_before_anything_is_written(desk: Path) -> None:
+    Path("g.yaml").write_text(GRID.replace("budget: 90", "budget: 90, sweep: {x: [0, 1]}"))
+    grid = load_grid("g.yaml")
+    run_grid(grid, 2, say=silent)
+    with pytest.raises(GridError, match=r"two tables or figures of its later runs are called total\.csv"):
+        keep(grid)
+    assert not Path("kept").exists()
 
 
 def test_tables_reads_folders_and_lists_alike(desk: Path) -> None:
@@ -173,7 +275,11 @@ def test_what_cannot_be_kept_or_read_is_said_in_one_line(desk: Path, capsys) -> 
     with pytest.raises(GridError, match="grid g: no run is done"):
         keep(load_grid("g.yaml"))
     Path("kept").mkdir()
-    for text in ("{", '{"schema": 9, "runs": []}', "[]"):
+    halves = (
+        '{"schema": 1, "runs": [{"id": "x"}]}',
+        '{"schema": 1, "runs": [{"id": "x", "manifest": {}, "results": {}}]}',
+    )
+    for text in ("{", '{"schema": 9, "runs": []}', "[]", *halves):
         Path("kept/runs.json").write_text(text)
         assert cli.main(["grid", "g.yaml", "--dry-run"]) == 2
         assert capsys.readouterr().err == "saftnb: runs.json: not a list of kept runs of schema 1\n"
