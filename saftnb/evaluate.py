@@ -13,7 +13,7 @@ from saftnb.task_vector import TaskVector
 
 
 @torch.no_grad()
-def logits(model: nn.Module, images: Tensor, *, device: str = "auto", batch_size: int = 500) -> Tensor:
+def logits(model: nn.Module, images: Tensor, *, device: str = "auto", batch_size: int = 100) -> Tensor:
     """Logits (n, classes), on the CPU, of uint8 images (n, 3, h, w). The model stays on the device."""
     where = resolve_device(device)
     model = model.to(where)
