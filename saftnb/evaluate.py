@@ -98,59 +98,32 @@ def paired_interval(
 
 
 def hierarchical_bootstrap(
-    frame: pd.DataFrame, value: str, levels: Sequence[str], *, level: float = 0.95, draws: int = 10_000, seed: int = 0
+    table: pd.DataFrame, *, level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """The mean of a nested sample, with a percentile interval that resamples every level of the nesting.
+    """The mean of a table, with a percentile interval that resamples its rows and its columns.
 
-    A draw picks as many groups of the first level as there are, with replacement, then inside each the groups of the
-    next level, and so on; its statistic is the mean of group means, each group weighing the same. With few groups on
-    the first level (three backbones) the interval can only be rough, and tends to be too narrow.
+    Rows and columns are crossed: backbones and seeds, say, where a seed deals the same data on every backbone. A draw
+    picks as many rows and as many columns as there are, with replacement; its statistic is the mean of the cells where
+    they meet. With few rows the interval is too narrow.
 
     Args:
-        frame: one row for each combination of `levels`.
-        value: the column of which the mean is taken.
-        levels: the nesting's columns, outermost first, such as ("backbone", "seed").
-        level: coverage of the interval, 0 to 1. draws: how often to resample. seed: decides the draws.
+        table: a number in each cell.
+        level: nominal coverage, 0 to 1. draws: how often to resample. seed: decides the draws.
 
     Returns:
-        (mean, low, high), in units of `value`.
+        (mean, low, high), in the table's units.
 
     Raises:
-        ValueError: no rows, a repeated combination of levels, or a value that is not finite.
+        ValueError: an empty table, or a cell that is not finite.
     """
-    if frame.empty or frame.duplicated(list(levels)).any():
-        raise ValueError(f"needs one row for each combination of {', '.join(levels)}")
-    if not np.isfinite(frame[value]).all():
-        raise ValueError(f"{value} holds a value that is not finite")
+    values = table.sort_index().sort_index(axis=1).to_numpy(dtype=float)
+    if not values.size or not np.isfinite(values).all():
+        raise ValueError("needs a finite number in each cell of a table that is not empty")
     generator = np.random.default_rng(seed)
-    frame = frame.sort_values(list(levels))
-    samples = _resampled(frame, value, list(levels), generator, draws)
+    rows, columns = (generator.integers(size, size=(draws, size)) for size in values.shape)
+    samples = values[rows[:, :, None], columns[:, None, :]].mean(axis=(1, 2))
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return _nested_mean(frame, value, list(levels)), float(low), float(high)
-
-
-def _resampled(
-    frame: pd.DataFrame, value: str, levels: list[str], generator: np.random.Generator, draws: int
-) -> np.ndarray:
-    """The statistic of `draws` resamples of this group, (draws,). Each draw that needs a subgroup resamples it anew."""
-    if len(levels) == 1:
-        values = frame[value].to_numpy()
-        return values[generator.integers(len(values), size=(draws, len(values)))].mean(axis=1)
-    groups = [group for _, group in frame.groupby(levels[0], sort=True)]
-    total = np.zeros(draws)
-    for _ in groups:  # one place of the resample at a time: which group stands there, in each draw
-        chosen = generator.integers(len(groups), size=draws)
-        for i, group in enumerate(groups):
-            here = chosen == i
-            total[here] += _resampled(group, value, levels[1:], generator, int(here.sum()))
-    return total / len(groups)
-
-
-def _nested_mean(frame: pd.DataFrame, value: str, levels: list[str]) -> float:
-    means = frame.set_index(levels)[value]
-    for depth in range(len(levels) - 1, 0, -1):
-        means = means.groupby(level=list(range(depth)), sort=False).mean()
-    return float(means.mean())
+    return float(values.mean()), float(low), float(high)
 
 
 def with_mean(table: pd.DataFrame) -> pd.DataFrame:

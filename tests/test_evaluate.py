@@ -89,66 +89,50 @@ def test_a_model_does_not_differ_from_itself():
     assert paired_interval(same, same) == (0.0, 0.0, 0.0)
 
 
-def nested(values: dict[str, list[float]]) -> pd.DataFrame:
-    rows = [{"backbone": b, "seed": i, "gain": v} for b, many in values.items() for i, v in enumerate(many)]
-    return pd.DataFrame(rows)
+def table(values: list[list[float]]) -> pd.DataFrame:
+    return pd.DataFrame(values, index=[f"b{i}" for i in range(len(values))])
 
 
-def every_resample(values: dict[str, list[float]]) -> list[float]:
-    """Slow reference: each possible resample once, all equally likely."""
-    groups = list(values.values())
-    inside = [[np.mean(pick) for pick in itertools.product(g, repeat=len(g))] for g in groups]
+def every_resample(values: list[list[float]]) -> list[float]:
+    """Slow reference: each possible pick of rows and of columns once, all equally likely."""
+    rows, columns = range(len(values)), range(len(values[0]))
     return [
-        np.mean(means)
-        for places in itertools.product(range(len(groups)), repeat=len(groups))
-        for means in itertools.product(*(inside[i] for i in places))
+        np.mean([[values[i][j] for j in some] for i in few])
+        for few in itertools.product(rows, repeat=len(rows))
+        for some in itertools.product(columns, repeat=len(columns))
     ]
 
 
-def test_it_approaches_the_quantiles_of_all_resamples():
-    values = {"a": [0.0, 5.0], "b": [2.0, 3.0], "c": [-4.0, 1.0]}
+def test_the_bootstrap_approaches_the_quantiles_of_all_resamples():
+    values = [[0.0, 5.0, 1.0], [2.0, 3.0, -1.0], [-4.0, 1.0, 0.5]]
     exact = np.quantile(every_resample(values), [0.025, 0.975])
-    mean, low, high = hierarchical_bootstrap(nested(values), "gain", ("backbone", "seed"), draws=40_000)
-    assert mean == pytest.approx(np.mean([np.mean(v) for v in values.values()]))
+    mean, low, high = hierarchical_bootstrap(table(values), draws=40_000)
+    assert mean == pytest.approx(np.mean(values))
     assert (low, high) == pytest.approx(exact, abs=0.06)
 
 
-def test_each_level_counts():
-    between = {"a": [1.0, 1.0, 1.0], "b": [3.0, 3.0, 3.0]}  # all spread between backbones
-    _, low, high = hierarchical_bootstrap(nested(between), "gain", ("backbone", "seed"))
-    assert (low, high) == (1.0, 3.0)
-    within = {"a": [1.0, 3.0], "b": [1.0, 3.0]}  # all spread between seeds
-    _, low, high = hierarchical_bootstrap(nested(within), "gain", ("backbone", "seed"))
-    assert (low, high) == (1.0, 3.0)
-    one = nested({"a": [1.0, 2.0, 3.0]})
-    assert hierarchical_bootstrap(one, "gain", ("backbone", "seed"))[0] == 2.0
-
-
-def test_every_backbone_weighs_the_same_however_many_seeds_it_has():
-    assert hierarchical_bootstrap(nested({"a": [0.0], "b": [1.0, 1.0, 1.0]}), "gain", ("backbone", "seed"))[0] == 0.5
+def test_rows_and_columns_both_count_and_a_seed_is_shared_by_all_backbones():
+    assert hierarchical_bootstrap(table([[1.0] * 3, [3.0] * 3]))[1:] == (1.0, 3.0)  # all spread between backbones
+    seeds = [0.0, 1.0, 5.0]
+    shared = hierarchical_bootstrap(table([seeds, seeds, seeds]), draws=40_000)  # all spread between seeds:
+    alone = hierarchical_bootstrap(table([seeds]), draws=40_000)  # three backbones then know no more than one
+    assert shared == pytest.approx(alone, abs=0.06)
+    assert alone[2] - alone[1] > 3
 
 
 @settings(deadline=None, max_examples=25)
-@given(
-    st.lists(st.lists(st.floats(-5, 5), min_size=1, max_size=4), min_size=1, max_size=4),
-    st.floats(-3, 3),
-    st.randoms(use_true_random=False),
-)
-def test_shifting_moves_it_and_the_order_of_rows_does_not(groups, shift, shuffler):
-    frame = nested({f"b{i}": group for i, group in enumerate(groups)})
-    base = hierarchical_bootstrap(frame, "gain", ("backbone", "seed"), draws=200)
-    shuffled = frame.sample(frac=1, random_state=shuffler.randrange(1000))
-    assert hierarchical_bootstrap(shuffled, "gain", ("backbone", "seed"), draws=200) == base
-    assert frame["gain"].min() - 1e-9 <= base[1] <= base[2] <= frame["gain"].max() + 1e-9
-    moved = hierarchical_bootstrap(frame.assign(gain=frame["gain"] + shift), "gain", ("backbone", "seed"), draws=200)
-    assert np.allclose(np.subtract(moved, base), shift, atol=1e-9)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 1000), st.floats(-3, 3))
+def test_shifting_moves_the_interval_and_the_order_does_not(rows, columns, seed, shift):
+    generator = np.random.default_rng(seed)
+    frame = table(generator.normal(size=(rows, columns)).tolist())
+    base = hierarchical_bootstrap(frame, draws=200)
+    shuffled = frame.sample(frac=1, random_state=seed).sample(frac=1, axis=1, random_state=seed)
+    assert hierarchical_bootstrap(shuffled, draws=200) == pytest.approx(base)
+    assert frame.min().min() - 1e-9 <= base[1] <= base[2] <= frame.max().max() + 1e-9
+    assert np.allclose(np.subtract(hierarchical_bootstrap(frame + shift, draws=200), base), shift, atol=1e-9)
 
 
-def test_bad_frames_are_refused():
-    good = nested({"a": [1.0, 2.0]})
-    with pytest.raises(ValueError, match="one row for each combination of backbone, seed"):
-        hierarchical_bootstrap(pd.concat([good, good]), "gain", ("backbone", "seed"))
-    with pytest.raises(ValueError, match="one row for each"):
-        hierarchical_bootstrap(good.iloc[:0], "gain", ("backbone", "seed"))
-    with pytest.raises(ValueError, match="gain holds a value that is not finite"):
-        hierarchical_bootstrap(good.assign(gain=np.nan), "gain", ("backbone", "seed"))
+def test_tables_with_holes_are_refused():
+    for bad in (pd.DataFrame(), table([[1.0, np.nan]])):
+        with pytest.raises(ValueError, match="a finite number in each cell"):
+            hierarchical_bootstrap(bad)

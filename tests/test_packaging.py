@@ -74,15 +74,21 @@ def test_nothing_that_users_read_names_a_machine():
 
 
 def test_the_readme_quotes_only_numbers_of_the_kept_evidence():
+    """Every difference with its interval stands in the tables under the recipe that the README names before it."""
     section = (ROOT / "README.md").read_text().split("## Does SAFT merge better here?")[1].split("\n## ")[0]
     folder = ROOT / "reports" / "pocket-seeds"
-    seen = set()
-    for name in ("primary", "saft_against", "by_method", "by_task", "by_size", "headline"):
-        frame = pd.read_csv(folder / f"{name}.csv").select_dtypes("number")
-        seen |= {form.format(value) for value in frame.to_numpy().ravel() for form in ("{:+.1f}", "{:.1f}")}
-    quoted = re.findall(r"[+-]?\d+\.\d\b", section)
-    assert len(quoted) >= 8
-    assert [number for number in quoted if number not in seen] == []
+    primary = pd.read_csv(folder / "primary.csv").set_index(["recipe", "group"])
+    against = pd.read_csv(folder / "saft_against.csv").set_index("SAFT minus")
+    number = r"[+-]\d+\.\d"
+    found = re.findall(rf"(SAFT minus )?`([\w-]+)`[^`|]*? ({number}) points \(({number})\s+to\s+({number})\)", section)
+    assert len(found) >= 4
+    for minus, recipe, *numbers in found:
+        line = against.loc[recipe] if minus else primary.loc[(recipe, "all backbones")]
+        assert numbers == [f"{line[name]:+.1f}" for name in ("mean", "low", "high")], recipe
+    one = {f"{value:+.1f}" for value in primary["mean"]}
+    rest = {f"{value:.1f}" for value in pd.read_csv(folder / "headline.csv").select_dtypes("number").to_numpy().ravel()}
+    left = re.sub(rf"{number} points \({number}\s+to\s+{number}\)", "", section)
+    assert [n for n in re.findall(r"[+-]?\d+\.\d\b", left) if n not in one | rest] == []
 
 
 def test_the_kept_evidence_is_what_its_notebook_shows():
