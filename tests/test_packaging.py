@@ -80,14 +80,15 @@ def test_the_readme_quotes_only_numbers_of_the_kept_evidence():
     primary = pd.read_csv(folder / "primary.csv").set_index(["recipe", "group"])
     against = pd.read_csv(folder / "saft_against.csv").set_index("SAFT minus")
     number = r"[+-]\d+\.\d"
-    found = re.findall(rf"(SAFT minus )?`([\w-]+)`[^`|]*? ({number}) points \(({number})\s+to\s+({number})\)", section)
-    assert len(found) >= 4
+    interval = rf"({number})\s+points\s+\(({number})\s+to\s+({number})\)"
+    found = re.findall(rf"(SAFT minus )?`([\w-]+)`[^`|]*?\s{interval}", section)
+    assert len(found) == len(re.findall(interval, section)) >= 4
     for minus, recipe, *numbers in found:
         line = against.loc[recipe] if minus else primary.loc[(recipe, "all backbones")]
         assert numbers == [f"{line[name]:+.1f}" for name in ("mean", "low", "high")], recipe
     one = {f"{value:+.1f}" for value in primary["mean"]}
     rest = {f"{value:.1f}" for value in pd.read_csv(folder / "headline.csv").select_dtypes("number").to_numpy().ravel()}
-    left = re.sub(rf"{number} points \({number}\s+to\s+{number}\)", "", section)
+    left = re.sub(interval, "", section)
     assert [n for n in re.findall(r"[+-]?\d+\.\d\b", left) if n not in one | rest] == []
 
 
