@@ -170,10 +170,10 @@ def test_a_lock_outlives_its_launcher_until_the_notebooks_process_has_left(desk:
 
     from saftnb.batch.grid import Run
     from saftnb.batch.notebooks import Notebook
-    from saftnb.batch.run import Stopped, _lock
+    from saftnb.batch.run import Stopped
 
-    run = Run("g", Notebook("n", desk / "n.ipynb", "", "", {}), {}, {}, root=desk / "runs")
-    with _lock(run, Event(), print) as (descriptor, waited):
+    run = Run("g", Notebook("n", desk / "n.ipynb", "", "", "", {}), {}, {}, root=desk / "runs")
+    with run_lock(run, Event(), print) as (descriptor, waited):
         assert not waited
         other = subprocess.Popen(["sleep", "60"], pass_fds=(descriptor,))
     stop, said = Event(), []
@@ -182,13 +182,13 @@ def test_a_lock_outlives_its_launcher_until_the_notebooks_process_has_left(desk:
         said.append(line)
         stop.set()
 
-    with pytest.raises(Stopped), _lock(run, stop, say):
+    with pytest.raises(Stopped), run_lock(run, stop, say):
         raise AssertionError("the lock was free")
     assert len(said) == 1
     assert said[0].endswith("it is being run by another process")
     other.kill()
     other.wait()
-    with _lock(run, Event(), print) as (_, waited):
+    with run_lock(run, Event(), print) as (_, waited):
         assert not waited
 
 
