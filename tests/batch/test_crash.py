@@ -170,7 +170,7 @@ def test_a_lock_outlives_its_launcher_until_the_notebooks_process_has_left(desk:
 
     from saftnb.batch.grid import Run
     from saftnb.batch.notebooks import Notebook
-    from saftnb.batch.run import Stopped
+    from saftnb.batch.run import Stopped, run_lock
 
     run = Run("g", Notebook("n", desk / "n.ipynb", "", "", "", {}), {}, {}, root=desk / "runs")
     with run_lock(run, Event(), print) as (descriptor, waited):
