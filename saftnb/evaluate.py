@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from saftnb.backbones import resolve_device
+from saftnb.backbones import resolve_device, tangent_embeddings
 from saftnb.suites import Split, Suite
 from saftnb.task_vector import TaskVector
 
@@ -32,17 +32,16 @@ def accuracy(model: nn.Module, split: Split, *, device: str = "auto") -> float:
 
 def suite_hits(
     suite: Suite, vector: TaskVector | None = None, *, split: str = "test", tasks: Sequence[str] = (),
-    pictures: int | None = None, device: str = "auto",
+    pictures: int | None = None, tangent: bool = False, device: str = "auto",
 ) -> dict[str, Tensor]:  # fmt: skip
     """`hits` on every task of one model: θ0 plus `vector`, or the pre-trained θ0 where there is none.
 
     Args:
         tasks: those to measure, in place of all.
         pictures: the first so many of each split (it is label-balanced from its start), in place of all.
+        tangent: whether `vector` is one of the tangent model (see `Recipe.tangent`).
     """
-    tower = suite.backbone.image_tower()
-    if vector is not None:
-        vector.apply_to(tower)
+    tower = suite.tower(vector, tangent=tangent)
     return {
         name: hits(suite.classifier(name, tower), suite.tasks[name].splits[split][:pictures], device=device)
         for name in tasks or suite.tasks
@@ -55,14 +54,105 @@ def accuracies(hits_by_task: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def individual_hits(
-    suite: Suite, vectors: Mapping[str, TaskVector], *, split: str = "test", device: str = "auto"
+    suite: Suite, vectors: Mapping[str, TaskVector], *, split: str = "test", tangent: bool = False, device: str = "auto"
 ) -> dict[str, Tensor]:
     """`hits` of every task's own fine-tuned model on that task."""
     found = {}
     for name, vector in vectors.items():
-        model = suite.classifier(name, vector.apply_to(suite.backbone.image_tower()))
+        model = suite.classifier(name, suite.tower(vector, tangent=tangent))
         found[name] = hits(model, suite.tasks[name].splits[split], device=device)
     return found
+
+
+class ModelFamily:
+    """The models θ0 + Σ αi τi of some task vectors, for measurements at many coefficients α.
+
+    A plain model is set to its weights and run on the pictures each time. The embeddings of a tangent model are linear
+    in α: f(x; θ0) and the products J τi are computed once for a task's split, and an α then costs a weighted sum.
+
+    Args:
+        vectors: τ1, …, τk; `coefficients` below has a number for each.
+        tangent: whether they are task vectors of the tangent model (see `Recipe.tangent`).
+    """
+
+    def __init__(self, suite: Suite, vectors: Sequence[TaskVector], *, tangent: bool = False, device: str = "auto"):
+        self.suite, self.tangent, self._where = suite, tangent, resolve_device(device)
+        self._tower = suite.backbone.image_tower().to(self._where)
+        self._vectors = [vector.dense().to(self._where) for vector in vectors]
+        self._start = {name: p.detach().clone() for name, p in self._tower.named_parameters()}
+        self._known: dict[tuple[str, str, int | None], tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def logits(
+        self, task: str, coefficients: Sequence[float], *, split: str = "test", pictures: int | None = None
+    ) -> Tensor:
+        """Logits (n, classes), on the CPU, on the (first so many) pictures of a task's split.
+
+        Raises:
+            ValueError: not one coefficient for each task vector.
+        """
+        if len(coefficients) != len(self._vectors):
+            raise ValueError(f"{len(self._vectors)} task vectors, but {len(coefficients)} coefficients")
+        model = self.suite.classifier(task, self._tower).to(self._where)
+        if self.tangent:
+            value, slopes = self._linear(model, task, split, pictures)
+            return model.classify(value + torch.einsum("k,knd->nd", slopes.new_tensor(coefficients), slopes)).cpu()
+        for name, p in self._tower.named_parameters():
+            moves = [
+                alpha * vector[name]
+                for alpha, vector in zip(coefficients, self._vectors, strict=True)
+                if name in vector
+            ]
+            p.copy_(sum(moves, self._start[name]))
+        images = self.suite.tasks[task].splits[split].images[:pictures]
+        return logits(model, images, device=str(self._where))
+
+    def hits(
+        self, task: str, coefficients: Sequence[float], *, split: str = "test", pictures: int | None = None
+    ) -> Tensor:
+        """For every picture, whether its largest logit is the label's: bool (n,)."""
+        found = self.logits(task, coefficients, split=split, pictures=pictures).argmax(dim=1)
+        return found == self.suite.tasks[task].splits[split].labels[:pictures]
+
+    def _linear(self, model, task: str, split: str, pictures: int | None) -> tuple[Tensor, Tensor]:
+        key = (task, split, pictures)
+        if key not in self._known:
+            images = self.suite.tasks[task].splits[split].images[:pictures]
+            parts = [
+                tangent_embeddings(self._tower, self._vectors, model.pixels(batch.to(self._where)))
+                for batch in images.split(100)
+            ]
+            self._known[key] = torch.cat([value for value, _ in parts]), torch.cat([s for _, s in parts], dim=1)
+        return self._known[key]
+
+
+class SuiteAccuracy:
+    """Accuracy per task of θ0 plus a merged vector: the score of a coefficient search.
+
+    Called with a vector, or, for a search over λ, with `along(vector, scales)`: a tangent model then needs one product
+    J τ for all scales.
+
+    Args:
+        split, tasks, pictures, tangent: as for `suite_hits`.
+    """
+
+    def __init__(
+        self, suite: Suite, *, split: str = "validation", tasks: Sequence[str] = (), pictures: int | None = None,
+        tangent: bool = False, device: str = "auto",
+    ):  # fmt: skip
+        self.suite, self.tangent, self.device = suite, tangent, device
+        self.split, self.tasks, self.pictures = split, tuple(tasks or suite.tasks), pictures
+
+    def __call__(self, vector: TaskVector) -> dict[str, float]:
+        return self.along(vector, [1.0])[0]
+
+    def along(self, vector: TaskVector, scales: Sequence[float]) -> list[dict[str, float]]:
+        """Accuracy per task, 0 to 1, at θ0 + scale · vector, for every scale."""
+        family = ModelFamily(self.suite, [vector], tangent=self.tangent, device=self.device)
+        return [
+            accuracies({task: family.hits(task, [s], split=self.split, pictures=self.pictures) for task in self.tasks})
+            for s in scales
+        ]
 
 
 def normalised(absolute: Mapping[str, float], individual: Mapping[str, float]) -> dict[str, float]:

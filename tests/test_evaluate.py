@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saftnb.evaluate import (
+    ModelFamily,
+    SuiteAccuracy,
     accuracies,
     hierarchical_bootstrap,
     hits,
@@ -61,6 +63,39 @@ def test_a_zero_vector_is_the_pre_trained_model_and_another_is_not(suite):
     own = individual_hits(suite, {"digits": noise, "patterns": zero}, split="validation")
     assert torch.equal(own["digits"], other["digits"])
     assert torch.equal(own["patterns"], base["patterns"])
+
+
+@pytest.mark.parametrize("tangent", [False, True])
+def test_a_family_is_each_model_set_up_on_its_own(suite, tangent):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: p.shape for name, p in suite.tower().named_parameters()}
+    draw = lambda: TaskVector({n: 0.03 * torch.randn(s, generator=generator) for n, s in shapes.items()})  # noqa: E731
+    one, two = draw(), draw()
+    part = TaskVector({name: two[name] for name in list(two)[::2]})  # some parameters do not move
+    family = ModelFamily(suite, [one, part], tangent=tangent)
+    for a, b in ((0.0, 0.0), (1.0, 0.5), (-0.5, 1.5), (1.0, 0.0)):
+        moved = TaskVector({name: a * one[name] + (b * part[name] if name in part else 0) for name in one})
+        model = suite.classifier("digits", suite.tower(moved, tangent=tangent))
+        split = suite.tasks["digits"].test
+        got = family.logits("digits", (a, b), pictures=40)
+        torch.testing.assert_close(got, logits(model, split.images[:40]), atol=2e-3, rtol=1e-3)
+        assert torch.equal(family.hits("digits", (a, b), pictures=40), got.argmax(dim=1) == split.labels[:40])
+    with pytest.raises(ValueError, match="2 task vectors, but 1 coefficients"):
+        family.logits("digits", [1.0])
+
+
+def test_a_tangent_family_looks_at_the_pictures_once(suite, monkeypatch):
+    from saftnb import evaluate
+
+    calls = []
+    real = evaluate.tangent_embeddings
+    monkeypatch.setattr(evaluate, "tangent_embeddings", lambda *a: calls.append(1) or real(*a))
+    vector = TaskVector({name: 0.01 * torch.ones_like(p) for name, p in suite.tower().named_parameters()})
+    score = SuiteAccuracy(suite, tangent=True, tasks=["digits"], pictures=50)
+    curve = score.along(vector, [0.0, 0.5, 1.0, 2.0])
+    assert len(calls) == 1
+    assert curve[1] == score(0.5 * vector)
+    assert curve[0] == accuracies(suite_hits(suite, split="validation", tasks=["digits"], pictures=50))
 
 
 def test_normalised_and_mean():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from saftnb.analysis import ascent_direction, loss_slice
-from saftnb.evaluate import accuracy
+from saftnb.evaluate import ModelFamily, accuracy
 from saftnb.finetune import SharpnessAware, finetune, recipe
 from saftnb.merging import TaskVector, merge
 from saftnb.suites import load_suite
@@ -24,6 +24,17 @@ def test_fine_tuning_learns_and_its_result_is_on_the_cpu(tmp_path, monkeypatch):
     result.task_vector.apply_to(tuned.tower)
     split = suite.tasks["patterns"].test
     assert accuracy(tuned, split, device="cuda") > accuracy(suite.classifier("patterns"), split, device="cuda") + 0.1
+
+
+@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"accumulate": 2}])
+def test_a_tangent_model_trains_and_its_embeddings_are_the_same_on_both_devices(tmp_path, monkeypatch, changes):
+    monkeypatch.setenv("SAFTNB_STORE", str(tmp_path))
+    suite = load_suite("thimble")
+    vector = finetune(suite, "patterns", recipe("ftts", suite, **changes), device="cuda", progress=False).task_vector
+    families = [ModelFamily(suite, [vector], tangent=True, device=device) for device in ("cpu", "cuda")]
+    both = [family.logits("patterns", [1.0]) for family in families]
+    torch.testing.assert_close(*both, atol=5e-2, rtol=1e-2)
+    assert families[1].hits("patterns", [1.0]).sum() > families[1].hits("patterns", [0.0]).sum()
 
 
 def test_a_slice_is_the_same_on_both_devices():

@@ -1,10 +1,19 @@
 """What is trained: CLIP image towers with unfused attention, and their frozen zero-shot heads."""
 
-from saftnb.backbones.attention import Attention, fuse_attention, fuse_state, unfuse_attention, unfuse_state
+from saftnb.backbones.attention import (
+    Attention,
+    attention_weights,
+    fuse_attention,
+    fuse_state,
+    unfuse_attention,
+    unfuse_state,
+)
 from saftnb.backbones.clip import POCKET_BACKBONES, Backbone, ImageClassifier, load_pocket_backbone
-from saftnb.backbones.device import resolve_device, threads
+from saftnb.backbones.device import require_bf16, resolve_device, threads
+from saftnb.backbones.tangent import TangentTower, tangent_embeddings
 
 __all__ = [
-    "POCKET_BACKBONES", "Attention", "Backbone", "ImageClassifier", "fuse_attention", "fuse_state",
-    "load_pocket_backbone", "resolve_device", "threads", "unfuse_attention", "unfuse_state",
+    "POCKET_BACKBONES", "Attention", "Backbone", "ImageClassifier", "TangentTower", "attention_weights",
+    "fuse_attention", "fuse_state", "load_pocket_backbone", "require_bf16", "resolve_device", "tangent_embeddings",
+    "threads", "unfuse_attention", "unfuse_state",
 ]  # fmt: skip

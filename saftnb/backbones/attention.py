@@ -67,6 +67,16 @@ def fuse_attention(model: nn.Module) -> nn.Module:
     return model
 
 
+def attention_weights(model: nn.Module) -> list[str]:
+    """Names of the weights of every `Attention`'s four projections, without the biases: what FTLO trains."""
+    return [
+        f"{name}.{part}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, Attention)
+        for part in (*_PARTS, "out_proj")
+    ]
+
+
 def unfuse_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename a state dict's `in_proj_{weight,bias}` to `{q,k,v}_proj.{weight,bias}`; other keys are kept."""
     result = {}

@@ -85,8 +85,11 @@ class Backbone:
 class ImageClassifier(nn.Module):
     """An image tower with a frozen head: uint8 images (n, 3, h, w) or pixels in [0, 1] → logits (n, classes).
 
-    logits = head · normalise(tower(x)); only the tower trains, so its parameter names are the task vector's.
+    logits = head · normalise(tower(x)); only the tower trains, so its parameter names are the task vector's. While
+    `bf16` is set, the tower runs under autocast to bfloat16.
     """
+
+    bf16 = False
 
     def __init__(self, tower: nn.Module, head: Tensor, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
@@ -95,9 +98,18 @@ class ImageClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """What the tower takes: normalised pixels."""
+        return ((images.float() / 255 if images.dtype == torch.uint8 else images) - self.mean) / self.std
+
+    def classify(self, embeddings: Tensor) -> Tensor:
+        """Logits (n, classes) of the tower's embeddings (n, embedding), in float32 at least."""
+        return F.normalize(embeddings.to(self.head.dtype), dim=-1) @ self.head.T
+
     def forward(self, images: Tensor) -> Tensor:
-        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
-        return F.normalize(self.tower((pixels - self.mean) / self.std), dim=-1) @ self.head.T
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            embeddings = self.tower(self.pixels(images))
+        return self.classify(embeddings)
 
 
 def build_clip(config: dict) -> CLIP:

@@ -23,6 +23,13 @@ def resolve_device(device: str = "auto") -> torch.device:
     return resolved
 
 
+def require_bf16(device: torch.device) -> None:
+    """Raises ValueError unless the device computes in bfloat16 itself (a CPU without it is slower than in float32)."""
+    has = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    if not has:
+        raise ValueError(f"this {device.type} device has no bfloat16 instructions; use precision 'float32'")
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Run a block with a fixed number of CPU threads: sums differ in their last bits between thread counts."""

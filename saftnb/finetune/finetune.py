@@ -1,12 +1,11 @@
 """`finetune`: a task model from the checkpoint store, trained first where the store lacks it."""
 
-import dataclasses
 import warnings
 
 import pandas as pd
 import torch
 
-from saftnb.backbones import resolve_device
+from saftnb.backbones import require_bf16, resolve_device
 from saftnb.finetune import store
 from saftnb.finetune.recipe import Recipe
 from saftnb.finetune.recipe import recipe as named_recipe
@@ -21,7 +20,7 @@ def describe(suite: Suite, task: str, plan: Recipe, seed: int, device: torch.dev
     """Everything that decides a fine-tuned model: its hash is the checkpoint's fingerprint."""
     return {
         "suite": suite.name, "task": task, "data": suite.tasks[task].sha256, "backbone": suite.backbone.sha256,
-        "recipe": dataclasses.asdict(plan), "seed": seed, "version": TRAINING_VERSION,
+        "recipe": plan.inputs(), "seed": seed, "version": TRAINING_VERSION,
         "device": device.type, "threads": CPU_THREADS if device.type == "cpu" else None,
     }  # fmt: skip
 
@@ -45,10 +44,13 @@ def finetune(
     On a CPU the same inputs give the same bits, also when the training was cut off and gone on with.
 
     Raises:
-        KeyError: the suite has no such task. ValueError: no such recipe or device.
+        KeyError: the suite has no such task. ValueError: no such recipe or device, or one without bfloat16 for a recipe
+            that wants it.
     """
     plan = named_recipe(recipe, suite) if isinstance(recipe, str) else recipe
     where = resolve_device(device)
+    if plan.precision == "bf16":
+        require_bf16(where)
     inputs = describe(suite, task, plan, seed, where)
     found = store.load(inputs)
     if found is not None:
@@ -59,7 +61,8 @@ def finetune(
 
 def _train(suite, task, plan, seed, where, inputs, progress) -> store.FineTuned:
     state_file = store.store_root() / ".partial" / f"{store.folder_name(inputs)}.pt"
-    training = Training(suite.classifier(task), suite.tasks[task], plan, seed, where)
+    model = suite.classifier(task, suite.tower(tangent=plan.tangent))
+    training = Training(model, suite.tasks[task], plan, seed, where)
     if state_file.is_file():
         try:
             state = torch.load(state_file, map_location=where, weights_only=True)
@@ -70,7 +73,7 @@ def _train(suite, task, plan, seed, where, inputs, progress) -> store.FineTuned:
     training.run(
         lambda state: save_state(state, state_file), label=f"{task} {plan.name} seed {seed}", progress=progress
     )
-    start = {name: p.detach() for name, p in suite.backbone.image_tower().named_parameters()}
+    start = {name: p.detach() for name, p in suite.backbone.image_tower().named_parameters() if name in training.best}
     result = store.FineTuned(
         TaskVector.between(start, training.best),
         pd.DataFrame(training.history, columns=["step", "loss", "validation_accuracy"]),

@@ -29,7 +29,7 @@ class FineTuned:
     """One fine-tuned model.
 
     Attributes:
-        task_vector: τ = θt − θ0 over the image tower's parameters.
+        task_vector: τ = θt − θ0 over the parameters that trained; TIES' `keep`, say, is a share of those.
         history: steps, loss (of the last batch), validation_accuracy at every look.
         validation_accuracy: that of the kept weights, 0 to 1.
         seconds: training time, looks included, saves not.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from saftnb.backbones import ImageClassifier, threads
+from saftnb.backbones import ImageClassifier, attention_weights, threads
 from saftnb.finetune.recipe import Recipe
 from saftnb.finetune.sharpness_aware import SharpnessAware
 from saftnb.suites import Split, Task
@@ -21,8 +21,9 @@ SAVE_EVERY = 50  # steps between saves of the training state
 
 
 def build_optimizer(tower: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW over the named parameters of the tower, inside `SharpnessAware` where the recipe asks for it."""
-    adamw = torch.optim.AdamW(tower.named_parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    """AdamW over the parameters that train, by name, inside `SharpnessAware` where the recipe asks for it."""
+    named = [(name, p) for name, p in tower.named_parameters() if p.requires_grad]
+    adamw = torch.optim.AdamW(named, lr=recipe.lr, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "adamw":
         return adamw
     return SharpnessAware(adamw, recipe.rho, recipe.optimizer)
@@ -57,6 +58,14 @@ def random_resized_crop(images: Tensor, smallest: float, generator: torch.Genera
     return F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
 
 
+def freeze_outside(tower: nn.Module, scope: str) -> None:
+    """Leave only the scope's parameters to train."""
+    tower.requires_grad_(scope != "attention")
+    if scope == "attention":
+        for name in attention_weights(tower):
+            tower.get_parameter(name).requires_grad_(True)
+
+
 class Training:
     """A fine-tuning in progress, which can be saved and gone on from at any step."""
 
@@ -68,7 +77,12 @@ class Training:
             seed,
             device,
         )
-        classifier.tower.requires_grad_(True)
+        classifier.bf16 = recipe.precision == "bf16"
+        freeze_outside(classifier.tower, recipe.scope)
+        self.trained = {name: p for name, p in classifier.tower.named_parameters() if p.requires_grad}
+        self.forward = torch.compile(classifier) if recipe.compile else classifier
+        size = min(recipe.batch_size, len(task.train))
+        self.evaluate_every = recipe.evaluate_every or len(task.train) // size
         self.optimizer = build_optimizer(classifier.tower, recipe)
         self.next_step, self.best_accuracy, self.seconds = 0, -1.0, 0.0
         self.best: dict[str, Tensor] = {}
@@ -78,18 +92,27 @@ class Training:
         """One optimizer step; returns the loss at the unperturbed weights."""
         pixels, labels = draw_batch(self.task.train, self.recipe, self.seed, self.next_step)
         pixels, labels = pixels.to(self.device), labels.to(self.device)
-        parameters = list(self.classifier.tower.parameters())
+        count = min(self.recipe.accumulate, len(labels))
+        parts = list(zip(pixels.tensor_split(count), labels.tensor_split(count), strict=True))
+        clipped = 0
         rate = self.recipe.learning_rate(self.next_step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
         def closure() -> Tensor:
+            nonlocal clipped
             self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.classifier(pixels), labels, label_smoothing=self.recipe.label_smoothing)
-            loss.backward()
+            total = torch.zeros((), device=self.device)
+            for some, wanted in parts:
+                loss = F.cross_entropy(self.forward(some), wanted, label_smoothing=self.recipe.label_smoothing)
+                loss = loss * (len(wanted) / len(labels))
+                loss.backward()
+                total += loss.detach()
             # For SharpnessAware this clips both gradients; the first clip changes nothing, since ε is normalised.
-            nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
-            return loss
+            if self.recipe.clip == "both" or not clipped:
+                nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.clip_norm)
+            clipped += 1
+            return total
 
         self.classifier.train()
         loss = self.optimizer.step(closure)
@@ -109,7 +132,7 @@ class Training:
         self.history.append((self.next_step, loss, accuracy))
         if accuracy > self.best_accuracy:
             self.best_accuracy = accuracy
-            self.best = {name: p.detach().cpu().clone() for name, p in self.classifier.tower.named_parameters()}
+            self.best = {name: p.detach().cpu().clone() for name, p in self.trained.items()}
 
     @property
     def reached(self) -> bool:
@@ -138,7 +161,7 @@ class Training:
             while self.next_step < steps and not self.reached:
                 start = time.perf_counter()
                 loss = self.step()
-                if self.next_step % self.recipe.evaluate_every == 0 or self.next_step == steps:
+                if self.next_step % self.evaluate_every == 0 or self.next_step == steps:
                     self.look(loss)
                     bar.set_postfix_str(f"validation {self.history[-1][2]:.3f}", refresh=False)
                 self.seconds += time.perf_counter() - start

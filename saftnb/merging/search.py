@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -44,18 +44,19 @@ def search(
         vectors: one task vector a task.
         method, space: as for `merge`.
         grid: values to try for each hyperparameter; {} for a method without any.
-        score: validation accuracy per task of θ0 plus a merged vector.
+        score: validation accuracy per task of θ0 plus a merged vector. Where it has a method `along(vector, scales)`
+            (as `SuiteAccuracy` has), that gives those of all scales at once.
 
     A merge is linear in its `scale`, so each combination of the others is merged once, at scale 1.
     """
     rows, best, best_mean = [], None, float("-inf")
     with tqdm(total=_size(grid), desc=f"search {method}", disable=not progress) as bar:
-        for point, (vector,) in _merges([vectors], method, space, grid):
-            scores = score(vector)
-            rows.append({**point, **scores, "mean": sum(scores.values()) / len(scores)})
-            if rows[-1]["mean"] > best_mean:
-                best, best_mean = (vector, point), rows[-1]["mean"]
-            bar.update()
+        for point, (vector,), scales in _directions([vectors], method, space, grid):
+            for here, scale, scores in zip(_points(point, grid), scales, _scores(score, vector, scales), strict=True):
+                rows.append({**here, **scores, "mean": sum(scores.values()) / len(scores)})
+                if rows[-1]["mean"] > best_mean:
+                    best, best_mean = (scale * vector, here), rows[-1]["mean"]
+                bar.update()
     return Search(best[0], best[1], pd.DataFrame(rows), _edges(grid, best[1]))
 
 
@@ -63,19 +64,24 @@ def _size(grid: Mapping[str, Sequence[float]]) -> int:
     return math.prod(len(values) for values in grid.values())
 
 
-def _merges(
+def _directions(
     groups: Sequence[Sequence[TaskVector]], method: str, space: str, grid: Mapping[str, Sequence[float]]
-) -> Iterator[tuple[dict[str, float], list[TaskVector]]]:
-    """Every point of the grid with the merges of all groups there; scales come last, as multiples of one merge."""
+) -> Iterator[tuple[dict[str, float], list[TaskVector], Sequence[float]]]:
+    """Every combination of what is not a scale, the merges of all groups there at scale 1, and the scales to try."""
     others = {name: values for name, values in grid.items() if name != "scale"}
+    unit = {"scale": 1.0} if "scale" in grid else {}
     for values in itertools.product(*others.values()):
         point = dict(zip(others, values, strict=True))
-        if "scale" not in grid:
-            yield point, [merge(group, method, space=space, **point) for group in groups]
-            continue
-        merged = [merge(group, method, space=space, scale=1.0, **point) for group in groups]
-        for scale in grid["scale"]:
-            yield point | {"scale": scale}, [scale * vector for vector in merged]
+        merged = [merge(group, method, space=space, **point, **unit) for group in groups]
+        yield point, merged, grid.get("scale", [1.0])
+
+
+def _points(point: dict[str, float], grid: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    return [point | {"scale": scale} for scale in grid["scale"]] if "scale" in grid else [point]
+
+
+def _scores(score: Callable, vector: TaskVector, scales: Sequence[float]) -> Iterable[Mapping[str, float]]:
+    return score.along(vector, scales) if hasattr(score, "along") else (score(scale * vector) for scale in scales)
 
 
 def _edges(grid: Mapping[str, Sequence[float]], best: Mapping[str, float]) -> list[str]:
@@ -119,12 +125,13 @@ def search_subsets(
     groups = [[vectors[task] for task in subset] for subset in subsets]
     rows, best, best_mean = [], None, float("-inf")
     with tqdm(total=_size(grid), desc=f"search {method}, {size} tasks", disable=not progress) as bar:
-        for point, merged in _merges(groups, method, space, grid):
-            scores = [score(vector, subset) for vector, subset in zip(merged, subsets, strict=True)]
-            means = [sum(one.values()) / len(one) for one in scores]
-            rows.append({**point, "mean": sum(means) / len(means)})
-            if rows[-1]["mean"] > best_mean:
-                best, best_mean = (merged, point), rows[-1]["mean"]
-            bar.update()
+        for point, merged, scales in _directions(groups, method, space, grid):
+            for here, scale in zip(_points(point, grid), scales, strict=True):
+                scores = [score(scale * vector, subset) for vector, subset in zip(merged, subsets, strict=True)]
+                means = [sum(one.values()) / len(one) for one in scores]
+                rows.append({**here, "mean": sum(means) / len(means)})
+                if rows[-1]["mean"] > best_mean:
+                    best, best_mean = ([scale * vector for vector in merged], here), rows[-1]["mean"]
+                bar.update()
     chosen = dict(zip(subsets, best[0], strict=True))
     return SubsetSearch(chosen, best[1], pd.DataFrame(rows), _edges(grid, best[1]))

@@ -7,9 +7,10 @@ from functools import partial
 import pandas as pd
 from torch import Tensor, nn
 
-from saftnb.backbones import POCKET_BACKBONES, Backbone, ImageClassifier, load_pocket_backbone
+from saftnb.backbones import POCKET_BACKBONES, Backbone, ImageClassifier, TangentTower, load_pocket_backbone
 from saftnb.suites.pocket import POCKET_TASKS, pocket_task, thimble_task
 from saftnb.suites.task import Task, resample
+from saftnb.task_vector import TaskVector
 
 
 class Tasks(Mapping[str, Task]):
@@ -51,9 +52,15 @@ class Suite:
             self._heads[task] = self.backbone.zero_shot_head(chosen.class_names, chosen.prompts)
         return self._heads[task]
 
+    def tower(self, vector: TaskVector | None = None, *, tangent: bool = False) -> nn.Module:
+        """A fresh image tower at θ0, or at θ0 + `vector`, in evaluation mode; its tangent model at θ0 if `tangent`."""
+        tower = self.backbone.image_tower()
+        tower = TangentTower(tower).eval() if tangent else tower
+        return tower if vector is None else vector.apply_to(tower)
+
     def classifier(self, task: str, tower: nn.Module | None = None) -> ImageClassifier:
         """`tower` (by default a fresh copy of the pre-trained one) with the task's head, in evaluation mode."""
-        tower = self.backbone.image_tower() if tower is None else tower
+        tower = self.tower() if tower is None else tower
         return ImageClassifier(tower, self.head(task), self.backbone.mean, self.backbone.std).eval()
 
     def overview(self) -> pd.DataFrame:

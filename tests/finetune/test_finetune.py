@@ -20,6 +20,7 @@ from saftnb.finetune import finetune, recipe, store
 from saftnb.finetune import train as train_module
 from saftnb.finetune.train import Training, draw_batch, random_resized_crop
 from saftnb.suites import load_suite
+from saftnb.task_vector import TaskVector
 
 CPU = torch.device("cpu")
 
@@ -95,9 +96,14 @@ def test_everything_that_decides_the_result_is_in_the_fingerprint(suite):
         base | {"data": "other"},
         base | {"backbone": "other"},
         base | {"version": 0},
+        describe(suite, "digits", plan(clip="first"), 0, CPU),
+        describe(suite, "digits", plan(accumulate=2), 0, CPU),
+        describe(suite, "digits", plan(precision="bf16"), 0, CPU),
+        describe(suite, "digits", plan(compile=True), 0, CPU),
     ]
-    assert len({store.fingerprint(inputs) for inputs in (base, *others)}) == 9
-    assert set(base["recipe"]) == {field.name for field in dataclasses.fields(plan())}
+    assert len({store.fingerprint(inputs) for inputs in (base, *others)}) == 13
+    everything = plan(clip="first", accumulate=2, precision="bf16", compile=True).inputs()
+    assert set(everything) == {field.name for field in dataclasses.fields(plan())}
 
 
 def test_the_result_learns_and_is_the_best_look(suite):
@@ -190,6 +196,137 @@ def test_a_step_is_the_plain_loop_written_out(suite, name):
     ours = torch.cat([p.detach().flatten() for p in training.classifier.tower.parameters()])
     theirs = torch.cat([p.detach().flatten() for p in params])
     assert (ours - theirs).abs().mean() < 1e-2 * settings.lr
+
+
+@pytest.mark.parametrize("name", ["ftlo", "ftlo+saft"])
+def test_the_attention_scope_trains_the_attention_weights_alone(suite, name):
+    before = dict(suite.backbone.image_tower().named_parameters())
+    training = Training(suite.classifier("digits"), suite.tasks["digits"], plan(name), 0, CPU)
+    for _ in range(3):
+        training.step()
+    after = dict(training.classifier.tower.named_parameters())
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    blocks = range(len(suite.backbone.image_tower().transformer.resblocks))
+    expected = {f"transformer.resblocks.{b}.attn.{part}_proj.weight" for b in blocks for part in ("q", "k", "v", "out")}
+    assert moved == expected
+    result = finetune(suite, "digits", plan(name, steps=3), progress=False)
+    assert set(result.task_vector) == expected
+
+
+@pytest.mark.parametrize("name", ["ftts", "ftts+saft"])
+def test_a_tangent_step_is_the_plain_loop_on_the_taylor_model(suite, name):
+    """Slow reference: the Taylor model by one backward-mode product per embedding entry, plain gradient descent."""
+    task, settings = suite.tasks["digits"], plan(name, batch_size=2, weight_decay=0.0, clip_norm=1e9)
+    training = Training(suite.classifier("digits", suite.tower(tangent=True)), task, settings, 0, CPU)
+    start = suite.tower()
+    vector = {
+        n: 0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) for n, p in start.named_parameters()
+    }
+    TaskVector(vector).apply_to(training.classifier.tower)
+    pixels, labels = draw_batch(task.train, settings, 0, 0)
+    head, names = suite.classifier("digits"), list(vector)
+    rows = start.requires_grad_(True)(head.pixels(pixels))
+    jacobian = [
+        [torch.autograd.grad(entry, list(start.parameters()), retain_graph=True) for entry in row] for row in rows
+    ]
+    theta0 = [p.detach() for p in start.parameters()]
+
+    def gradient(theta):
+        theta = [t.clone().requires_grad_(True) for t in theta]
+        embeddings = torch.stack([
+            torch.stack([
+                value.detach() + sum((j * (t - t0)).sum() for j, t, t0 in zip(entry, theta, theta0, strict=True))
+                for value, entry in zip(row, entries, strict=True)
+            ])
+            for row, entries in zip(rows, jacobian, strict=True)
+        ])  # fmt: skip
+        return torch.autograd.grad(F.cross_entropy(head.classify(embeddings), labels), theta)
+
+    theta = [t0 + vector[n] for n, t0 in zip(names, theta0, strict=True)]
+    expected = gradient(theta)
+    if name == "ftts+saft":  # |w| is |θ|, not |θ − θ0|
+        norm = sum(((t * g) ** 2).sum() for t, g in zip(theta, expected, strict=True)).sqrt()
+        expected = gradient([t + settings.rho * t**2 * g / norm for t, g in zip(theta, expected, strict=True)])
+    training.optimizer.zero_grad()
+    training.step()
+    for p, wanted in zip(training.classifier.tower.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, wanted, atol=2e-4 * float(wanted.abs().max()) + 1e-7, rtol=2e-3)
+
+
+def test_a_tangent_model_is_trained_saved_and_read_as_one(suite):
+    result = finetune(suite, "patterns", recipe("ftts", suite), progress=False)
+    validation = suite.tasks["patterns"].validation
+    tuned = suite.classifier("patterns", suite.tower(result.task_vector, tangent=True))
+    assert accuracy(tuned, validation) == pytest.approx(result.validation_accuracy, abs=0.011)
+    assert accuracy(tuned, validation) > accuracy(suite.classifier("patterns"), validation) + 0.05
+
+
+@pytest.mark.parametrize("name", ["sgd", "saft", "ftts"])
+def test_accumulated_gradients_are_those_of_the_whole_batch(suite, name):
+    grads = []
+    for accumulate in (1, 3):
+        settings = plan(name, accumulate=accumulate)
+        model = suite.classifier("digits", suite.tower(tangent=settings.tangent))
+        training = Training(model, suite.tasks["digits"], settings, 0, CPU)
+        losses = [training.step() for _ in range(1)]
+        grads.append([torch.tensor(losses), *(p.grad for p in model.tower.parameters())])
+    for one, three in zip(*grads, strict=True):
+        torch.testing.assert_close(one, three, atol=1e-5, rtol=1e-3)
+
+
+def test_clipping_the_first_gradient_alone_leaves_the_update_unclipped(suite):
+    norms = {}
+    for clip in ("both", "first"):
+        training = Training(suite.classifier("digits"), suite.tasks["digits"], plan(clip=clip, clip_norm=0.01), 0, CPU)
+        training.step()
+        norms[clip] = sum(p.grad.square().sum() for p in training.trained.values()).sqrt().item()
+    assert norms["both"] == pytest.approx(0.01, rel=1e-3)
+    assert norms["first"] > 0.1
+    plain = Training(
+        suite.classifier("digits"), suite.tasks["digits"], plan("sgd", clip="first", clip_norm=0.01), 0, CPU
+    )
+    plain.step()
+    assert sum(p.grad.square().sum() for p in plain.trained.values()).sqrt().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_no_interval_means_a_look_an_epoch(suite):
+    result = finetune(suite, "digits", plan("sgd", steps=9, batch_size=64, evaluate_every=0), progress=False)
+    assert result.history["step"].tolist() == [4, 8, 9]  # 256 pictures are four batches
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU has no bfloat16 instructions")
+@pytest.mark.parametrize("name", ["saft", "ftts"])
+def test_bf16_runs_the_tower_in_bfloat16_and_all_else_in_float32(suite, name):
+    seen, grads = [], []
+    for precision in ("float32", "bf16"):
+        settings = plan(name, precision=precision)
+        model = suite.classifier("digits", suite.tower(tangent=settings.tangent))
+        model.tower.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+        training = Training(model, suite.tasks["digits"], settings, 0, CPU)
+        training.step()
+        grads.append(torch.cat([p.grad.flatten() for p in model.tower.parameters()]))
+        assert {p.dtype for p in model.tower.parameters()} == {torch.float32}
+        assert model(suite.tasks["digits"].test.images[:2]).dtype == torch.float32
+    assert set(seen) == {torch.float32, torch.bfloat16}
+    assert torch.cosine_similarity(*grads, dim=0) > 0.97
+
+
+def test_a_device_without_bfloat16_is_refused_before_training(suite, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    with pytest.raises(ValueError, match="no bfloat16 instructions; use precision 'float32'"):
+        finetune(suite, "digits", plan(precision="bf16"), device="cpu")
+
+
+def test_compiling_changes_no_gradient_beyond_rounding(suite):
+    grads = []
+    for compiled in (False, True):
+        model = suite.classifier("digits")
+        del model.tower.transformer.resblocks[1:]  # compiling takes its time
+        training = Training(model, suite.tasks["digits"], plan(compile=compiled), 0, CPU)
+        training.step()
+        grads.append([p.grad for p in training.trained.values()])
+    for plain, ours in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-3)
 
 
 def test_interrupted_training_goes_on_to_the_same_bits(suite, fresh_store, monkeypatch):

@@ -86,3 +86,33 @@ def test_the_learning_rate_warms_up_and_falls_to_nearly_zero(steps, data):
     assert rates[warmup] == 1.0
     assert all(0 < rate <= 1 for rate in rates)
     assert dataclasses.replace(plan, lr=0.0).learning_rate(0) == 0
+
+
+def test_the_named_rows_are_optimizer_times_scope_in_every_suite():
+    rows = {"sgd": "full", "ftts": "tangent", "ftlo": "attention"}
+    for suite in ("pocket", "thimble", "vision8"):
+        for name, scope in rows.items():
+            plain = recipe(name, suite)
+            sharp = recipe("saft" if name == "sgd" else f"{name}+saft", suite)
+            assert (plain.optimizer, sharp.optimizer, plain.rho) == ("adamw", "asam", None)
+            assert plain.scope == sharp.scope == scope
+            assert plain.tangent == (scope == "tangent")
+
+
+def test_vision8_carries_the_papers_values():
+    saft, sam = recipe("saft", "vision8"), recipe("sam", "vision8")
+    assert (saft.lr, saft.weight_decay, saft.steps, saft.batch_size, saft.warmup) == (1e-5, 0.1, 8000, 128, 500)
+    assert (saft.rho, sam.rho, saft.label_smoothing, saft.crop) == (0.5, 0.05, 0.0, 0.9)
+    assert (saft.clip, saft.clip_norm, saft.evaluate_every) == ("first", 1.0, 0)
+    text = repr(recipe("ftlo+saft", "vision8"))
+    assert all(f"{field.name}=" in text for field in dataclasses.fields(Recipe))
+
+
+def test_fields_that_came_later_are_named_only_where_they_differ():
+    """Checkpoints from before a field existed are still found."""
+    assert not {"clip", "accumulate", "precision", "compile"} & recipe("saft", "pocket").inputs().keys()
+    changed = recipe("saft", "pocket", accumulate=2, precision="bf16").inputs()
+    assert (changed["accumulate"], changed["precision"]) == (2, "bf16")
+    assert set(dataclasses.asdict(recipe("saft", "pocket"))) - recipe("saft", "pocket").inputs().keys() == {
+        "clip", "accumulate", "precision", "compile",
+    }  # fmt: skip
