@@ -1,4 +1,4 @@
-"""The command line: ``saftnb grid``, ``keep``, ``report``, ``fetch``. Each imports only what it needs."""
+"""The command line: ``saftnb grid``, ``keep``, ``report``, ``fetch``, ``doctor``. Each imports only what it needs."""
 
 import argparse
 import signal
@@ -56,9 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")
     report.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write")
     report.set_defaults(command=_report)
-    fetch = commands.add_parser("fetch", help="download the data of a suite")
-    fetch.add_argument("suite", metavar="SUITE")
+    fetch = commands.add_parser("fetch", help="download what a suite lacks, and check it")
+    fetch.add_argument("suite", metavar="SUITE", help="pocket or vision8")
+    fetch.add_argument(
+        "--backbone", action="append", metavar="NAME", help="of vision8, may be given again (default: ViT-B-32)"
+    )
     fetch.set_defaults(command=_fetch)
+    doctor = commands.add_parser("doctor", help="say what this machine has, what is missing, and what mends it")
+    doctor.set_defaults(command=_doctor)
     return parser
 
 
@@ -116,10 +121,23 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    with _refusing(ValueError, FileNotFoundError, RuntimeError):
-        from saftnb.suites.sources import fetch
+    with _refusing(ValueError, OSError, RuntimeError):
+        from saftnb.prepare import fetch
 
-        fetch(options.suite)
+        fetch(options.suite, **({"backbones": options.backbone} if options.backbone else {}))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    with _refusing(ValueError):
+        from saftnb.prepare import doctor
+
+        table = doctor().reset_index()
+        lines = [list(table), *table.to_numpy().tolist()]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(table.columns))]
+        for line in lines:
+            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            print("  ".join(cells).rstrip())
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Where the project and its checkpoint store are. Imports nothing heavy."""
+"""Where the project, its checkpoint store and its downloads are. Imports nothing heavy."""
 
 import os
 from pathlib import Path
@@ -14,3 +14,9 @@ def store_root() -> Path:
     """The checkpoint store: the folder ``SAFTNB_STORE``, by default ``runs/store`` under the project root."""
     chosen = os.environ.get("SAFTNB_STORE")
     return Path(chosen).expanduser().absolute() if chosen else project_root() / "runs" / "store"
+
+
+def data_root() -> Path:
+    """Downloaded data and weights: the folder ``SAFTNB_DATA``, by default ``runs/data`` under the project root."""
+    chosen = os.environ.get("SAFTNB_DATA")
+    return Path(chosen).expanduser().absolute() if chosen else project_root() / "runs" / "data"

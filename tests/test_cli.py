@@ -108,7 +108,7 @@ def test_report_and_fetch_hand_over(grid: Path, monkeypatch, capsys) -> None:
             raise ValueError("no suite 'none';\nthere is: pocket")
 
     monkeypatch.setitem(sys.modules, "saftnb.publish", publish)
-    monkeypatch.setitem(sys.modules, "saftnb.suites.sources", types.SimpleNamespace(fetch=fetch))
+    monkeypatch.setitem(sys.modules, "saftnb.prepare", types.SimpleNamespace(fetch=fetch))
     assert cli.main(["report", "notebooks", "-o", "out"]) == 0
     assert cli.main(["fetch", "pocket"]) == 0
     assert calls == [(Path("notebooks"), Path("out")), "pocket"]

@@ -65,6 +65,11 @@ class Backbone:
     std: tuple[float, ...]
     sha256: str
 
+    @property
+    def image_size(self) -> int:
+        """Pixels a side that the image tower takes."""
+        return self.clip.visual.image_size[0]
+
     def image_tower(self) -> nn.Module:
         """A fresh copy of the pre-trained image tower θ0 in evaluation mode, ready to be fine-tuned."""
         return copy.deepcopy(self.clip.visual).eval()
@@ -114,7 +119,8 @@ class ImageClassifier(nn.Module):
 
 def build_clip(config: dict) -> CLIP:
     """An open_clip CLIP from a config in open_clip's own format, with its fused attention."""
-    return CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=False)
+    quick = config.get("quick_gelu", False)
+    return CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=quick)
 
 
 def load_pocket_backbone(which: str | Path = POCKET_BACKBONES[0]) -> Backbone:

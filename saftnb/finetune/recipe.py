@@ -109,6 +109,14 @@ class Recipe:
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return {name: value for name, value in given.items() if name not in later or value != defaults[name]}
 
+    def shortened(self, steps: int) -> "Recipe":
+        """The same in so many steps, with the warm-up in proportion and two looks at least; 0 steps: as it is."""
+        if steps == 0:
+            return self
+        every = min(self.evaluate_every or steps, max(1, steps // 2))
+        warmup = self.warmup * steps // self.steps
+        return dataclasses.replace(self, steps=steps, warmup=warmup, evaluate_every=every)
+
     def learning_rate(self, step: int) -> float:
         """The learning rate of step 0, 1, … steps − 1: linear warm-up, then a cosine to 0."""
         if step < self.warmup:

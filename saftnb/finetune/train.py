@@ -1,14 +1,14 @@
 """The training loop. A run's every step is a function of (suite, task, recipe, seed, step) and nothing else."""
 
-import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from saftnb.backbones import ImageClassifier, attention_weights, threads
@@ -35,27 +35,22 @@ def draw_batch(split: Split, recipe: Recipe, seed: int, step: int) -> tuple[Tens
     per_epoch = len(split) // size
     epoch, position = divmod(step, per_epoch)
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-    batch = split[order[position * size : (position + 1) * size]]
+    chosen = order[position * size : (position + 1) * size]
     crops = torch.Generator().manual_seed((seed + 1) * 7_368_787 + step)
-    return random_resized_crop(batch.images, recipe.crop, crops), batch.labels
+    return split.crops(chosen, recipe.crop, crops), split.labels[chosen]
 
 
-def random_resized_crop(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
-    """Crop a random part of each picture and enlarge it bilinearly to the full size.
+class _Batches(Dataset):
+    """The batches of a training by their step, for a `DataLoader`."""
 
-    uint8 (n, 3, h, w) → pixels in [0, 1]. The part keeps `smallest` to 1 of the area and an aspect ratio of 3/4
-    to 4/3, as torchvision's transform of that name; drawn for the whole batch at once.
-    """
-    n = len(images)
-    area = torch.rand(n, generator=generator) * (1 - smallest) + smallest
-    ratio = (torch.rand(n, generator=generator) * 2 - 1) * math.log(4 / 3)
-    wide, high = (area * ratio.exp()).sqrt().clamp(max=1), (area / ratio.exp()).sqrt().clamp(max=1)
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = wide, high
-    theta[:, 0, 2] = (torch.rand(n, generator=generator) * 2 - 1) * (1 - wide)
-    theta[:, 1, 2] = (torch.rand(n, generator=generator) * 2 - 1) * (1 - high)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
+    def __init__(self, split: Split, recipe: Recipe, seed: int, first: int):
+        self.arguments, self.first, self.steps = (split, recipe, seed), first, recipe.steps
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        return draw_batch(*self.arguments, self.first + number)
 
 
 def freeze_outside(tower: nn.Module, scope: str) -> None:
@@ -86,11 +81,29 @@ class Training:
         self.optimizer = build_optimizer(classifier.tower, recipe)
         self.next_step, self.best_accuracy, self.seconds = 0, -1.0, 0.0
         self.best: dict[str, Tensor] = {}
+        self._batches: tuple[int, Iterator] | None = None
         self.history: list[tuple[int, float, float]] = []  # (steps done, training loss, validation accuracy)
+
+    @property
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches from the next step on; those of pictures on disk are prepared by processes of their own."""
+        if self._batches is None or self._batches[0] != self.next_step:
+            split = self.task.train
+            steps = _Batches(split, self.recipe, self.seed, self.next_step)
+            ahead = min(split.workers, len(steps))
+            self._batches = (
+                self.next_step,
+                iter(
+                    # a generator of its own, or the loader would draw from the global one
+                    DataLoader(steps, batch_size=None, num_workers=ahead, generator=torch.Generator())
+                ),
+            )
+        self._batches = self.next_step + 1, self._batches[1]
+        return self._batches[1]
 
     def step(self) -> float:
         """One optimizer step; returns the loss at the unperturbed weights."""
-        pixels, labels = draw_batch(self.task.train, self.recipe, self.seed, self.next_step)
+        pixels, labels = next(self.batches)
         pixels, labels = pixels.to(self.device), labels.to(self.device)
         count = min(self.recipe.accumulate, len(labels))
         parts = list(zip(pixels.tensor_split(count), labels.tensor_split(count), strict=True))

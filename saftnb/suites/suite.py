@@ -7,9 +7,18 @@ from functools import partial
 import pandas as pd
 from torch import Tensor, nn
 
-from saftnb.backbones import POCKET_BACKBONES, Backbone, ImageClassifier, TangentTower, load_pocket_backbone
+from saftnb.backbones import (
+    OPENAI_BACKBONES,
+    POCKET_BACKBONES,
+    Backbone,
+    ImageClassifier,
+    TangentTower,
+    load_openai_backbone,
+    load_pocket_backbone,
+)
 from saftnb.suites.pocket import POCKET_TASKS, pocket_task, thimble_task
 from saftnb.suites.task import Task, resample
+from saftnb.suites.vision8 import SOURCES, SPLITS, require_whole, vision8_task
 from saftnb.task_vector import TaskVector
 
 
@@ -38,11 +47,12 @@ class Tasks(Mapping[str, Task]):
 
 @dataclass(frozen=True, eq=False)
 class Suite:
-    """A backbone and the tasks that it is fine-tuned on."""
+    """A backbone and the tasks that it is fine-tuned on. `splits` names the protocol of train, validation and test."""
 
     name: str
     backbone: Backbone
     tasks: Mapping[str, Task]
+    splits: str = "own"
     _heads: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def head(self, task: str) -> Tensor:
@@ -70,29 +80,47 @@ class Suite:
             | {kind: len(split) for kind, split in task.splits.items()}
             for name, task in self.tasks.items()
         ]
-        return pd.DataFrame(rows).set_index("task")
+        table = pd.DataFrame(rows).set_index("task")
+        return table if self.splits == "own" else table.assign(splits=self.splits)
 
 
-def load_suite(name: str = "pocket", *, backbone: str = "", split: int = 0) -> Suite:
+def load_suite(name: str = "pocket", *, backbone: str = "", split: int = 0, splits: str = "") -> Suite:
     """A suite by name.
 
     "pocket": six offline tasks on a pocket backbone. "thimble": two of them with a few hundred pictures, for tests.
+    "vision8": the papers' eight tasks on a CLIP with OpenAI's weights; `saftnb doctor` says what of it is here.
 
     Args:
-        backbone: one of `POCKET_BACKBONES`, which differ in their pre-training seed; "" is the first.
+        backbone: one of `POCKET_BACKBONES`, which differ in their pre-training seed, or for "vision8" one of
+            `OPENAI_BACKBONES`; "" is the first.
         split: 0 is the standard deal of train and validation pictures, another number deals them anew (`resample`).
-            The test pictures are always the same.
+            The test pictures are always the same, but for those that "knots" takes for validation.
+        splits: for "vision8" the published protocol, "saft" (also "") or "knots", see `vision8_task`.
 
     Raises:
-        ValueError: unknown suite or backbone, or a split below 0.
+        ValueError: unknown suite, backbone or splits, or a split below 0.
+        FileNotFoundError: data or weights of "vision8" are missing, or not whole.
     """
+    if split < 0:
+        raise ValueError(f"split is 0 or more, not {split}")
+    if name == "vision8":
+        return _vision8(backbone or next(iter(OPENAI_BACKBONES)), split, splits or "saft")
+    if splits:
+        raise ValueError(f"suite {name!r} has splits of its own; only vision8 takes {splits!r}")
     if name == "pocket":
         loaders = {task: partial(pocket_task, task) for task in POCKET_TASKS}
     elif name == "thimble":
         loaders = {task: partial(thimble_task, task) for task in ("digits", "patterns")}
     else:
-        raise ValueError(f"unknown suite {name!r}; suites: pocket, thimble")
-    if split < 0:
-        raise ValueError(f"split is 0 or more, not {split}")
+        raise ValueError(f"unknown suite {name!r}; suites: pocket, thimble, vision8")
     dealt = {task: lambda load=load: resample(load(), split) for task, load in loaders.items()}
     return Suite(name, load_pocket_backbone(backbone or POCKET_BACKBONES[0]), Tasks(name, dealt))
+
+
+def _vision8(backbone: str, split: int, splits: str) -> Suite:
+    if splits not in SPLITS:
+        raise ValueError(f"splits is one of {', '.join(SPLITS)}, not {splits!r}")
+    require_whole()
+    clip = load_openai_backbone(backbone)
+    loaders = {task: partial(vision8_task, task, clip.image_size, splits, split) for task in SOURCES}
+    return Suite("vision8", clip, Tasks("vision8", loaders), splits)

@@ -1,17 +1,21 @@
 """`Task` and `Split`: what a suite is made of."""
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled pictures: `images` uint8 (n, 3, h, w) and `labels` int64 (n,)."""
+    """Labelled pictures in memory: `images` uint8 (n, 3, h, w) and `labels` int64 (n,)."""
+
+    workers = 0  # processes that prepare training batches ahead
 
     images: Tensor
     labels: Tensor
@@ -27,6 +31,14 @@ class Split:
 
     def __getitem__(self, index) -> "Split":
         return Split(self.images[index], self.labels[index])
+
+    def identities(self) -> set[bytes]:
+        """What tells the pictures apart: their pixels."""
+        return {image.tobytes() for image in self.images.numpy()}
+
+    def crops(self, index: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+        """Training pictures in [0, 1], float (len(index), 3, h, w), each a random crop; see `random_resized_crop`."""
+        return random_resized_crop(self.images[index], smallest, generator)
 
     @cached_property
     def sha256(self) -> str:
@@ -44,7 +56,7 @@ class Task:
     Every template holds one `{}` for the class name. The three splits share no picture.
 
     Raises:
-        ValueError: a template without `{}`, fewer than two templates, labels out of range, or a picture that
+        ValueError: no template, one without `{}`, labels out of range, or a picture that
             stands in two splits.
     """
 
@@ -57,13 +69,13 @@ class Task:
     test: Split
 
     def __post_init__(self):
-        if len(self.prompts) < 2 or any(prompt.count("{}") != 1 for prompt in self.prompts):
-            raise ValueError(f"{self.name}: needs two or more prompt templates with one {{}} each, got {self.prompts}")
+        if not self.prompts or any(prompt.count("{}") != 1 for prompt in self.prompts):
+            raise ValueError(f"{self.name}: needs prompt templates with one {{}} each, got {self.prompts}")
         seen: set[bytes] = set()
         for kind, split in self.splits.items():
             if not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(self.class_names):
                 raise ValueError(f"{self.name}: the {kind} labels do not lie in 0 to {len(self.class_names) - 1}")
-            pictures = {image.tobytes() for image in split.images.numpy()}
+            pictures = split.identities()
             if seen & pictures:
                 raise ValueError(f"{self.name}: {len(seen & pictures)} pictures of {kind} stand in another split too")
             seen |= pictures
@@ -76,6 +88,24 @@ class Task:
     def sha256(self) -> str:
         parts = [split.sha256 for split in self.splits.values()] + list(self.class_names) + list(self.prompts)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def random_resized_crop(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+    """Crop a random part of each picture and enlarge it bilinearly to the full size.
+
+    uint8 (n, 3, h, w) → pixels in [0, 1]. The part keeps `smallest` to 1 of the area and an aspect ratio of 3/4
+    to 4/3, as torchvision's transform of that name; drawn for the whole batch at once.
+    """
+    n = len(images)
+    area = torch.rand(n, generator=generator) * (1 - smallest) + smallest
+    ratio = (torch.rand(n, generator=generator) * 2 - 1) * math.log(4 / 3)
+    wide, high = (area * ratio.exp()).sqrt().clamp(max=1), (area / ratio.exp()).sqrt().clamp(max=1)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = wide, high
+    theta[:, 0, 2] = (torch.rand(n, generator=generator) * 2 - 1) * (1 - wide)
+    theta[:, 1, 2] = (torch.rand(n, generator=generator) * 2 - 1) * (1 - high)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
 
 
 def divide(images: np.ndarray, labels: np.ndarray, sizes: dict[str, int], seed: int) -> dict[str, Split]:

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from saftnb.evaluate import accuracy
 from saftnb.finetune import finetune, recipe, store
 from saftnb.finetune import train as train_module
-from saftnb.finetune.train import Training, draw_batch, random_resized_crop
+from saftnb.finetune.train import Training, draw_batch
 from saftnb.suites import load_suite
+from saftnb.suites.task import random_resized_crop
 from saftnb.task_vector import TaskVector
 
 CPU = torch.device("cpu")

@@ -1,0 +1,183 @@
+"""What a machine has, and what it still needs: `doctor` looks, `fetch` brings."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from saftnb.backbones.openai import FILES, OPENAI_BACKBONES, has_weights, weights_folder
+from saftnb.paths import data_root
+from saftnb.suites import sources, vision8
+
+PICTURE = 224  # pixels a side of all of OpenAI's backbones here
+
+
+class Unreachable(RuntimeError):
+    """The hub does not answer."""
+
+
+def doctor() -> pd.DataFrame:
+    """One row a thing: what, state ("ready", "downloadable", "missing", or what is there), size, the command that mends
+    it, and why it is not ready. Asks the hub for sizes where something is missing, and downloads nothing."""
+    rows = [*_machine(), _pocket(), *map(_backbone, OPENAI_BACKBONES), *map(_task, vision8.SOURCES), _decoded()]
+    columns = ["what", "state", "size", "command", "why"]
+    return pd.DataFrame([row + ("",) * (len(columns) - len(row)) for row in rows], columns=columns).set_index("what")
+
+
+def _machine() -> list[tuple[str, ...]]:
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        kind, size = f"{torch.cuda.device_count()} × {card.name}", f"{card.total_memory / 2**30:.0f} GiB"
+    else:
+        kind, size = "CPU only", f"{os.cpu_count()} cores"
+    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    memory = f"{pages * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB" if pages else "unknown"
+    place = data_root()
+    while not place.exists():
+        place = place.parent
+    return [
+        ("device", kind, size),
+        ("memory", "", memory),
+        ("disk for data", "free", f"{shutil.disk_usage(place).free / 2**30:.0f} GiB"),
+    ]
+
+
+def _pocket() -> tuple[str, ...]:
+    try:
+        sources.animals()
+    except (FileNotFoundError, ValueError) as error:
+        return "pocket data", "missing", "", "saftnb fetch pocket", str(error)
+    return ("pocket data", "ready")
+
+
+def _backbone(name: str) -> tuple[str, ...]:
+    repository, gigabytes = OPENAI_BACKBONES[name]
+    if has_weights(name):
+        return name, "ready", f"{gigabytes} GB"
+    return name, *_on_the_hub(repository, "model", FILES, f"saftnb fetch vision8 --backbone {name}", "no weights")
+
+
+def _task(name: str) -> tuple[str, ...]:
+    why = vision8.fault(name)
+    if why is None:
+        return name, "ready", "{train:,} + {test:,} pictures".format(**vision8.sizes(name))
+    return name, *_on_the_hub(vision8.SOURCES[name].hub, "dataset", _patterns(name), "saftnb fetch vision8", why)
+
+
+def _on_the_hub(repository: str, kind: str, patterns: Sequence[str], command: str, why: str) -> tuple[str, ...]:
+    try:
+        return "downloadable", f"{_hub_size(repository, kind, patterns) / 1e9:.1f} GB", command, why
+    except Unreachable:
+        return "missing", "", command, f"{why}; the hub does not answer"
+
+
+def _decoded() -> tuple[str, ...]:
+    counts = [vision8.sizes(name) for name in vision8.SOURCES]
+    pictures = sum(count["test"] + min(max(count["train"] // 10, 1), 5000) for count in counts)
+    there = sum(file.stat().st_size for file in (vision8.folder() / ".decoded").glob("*.u8"))
+    state = f"{there / 2**30:.1f} GiB are here" if there else "made at first use"
+    return "decoded test pictures", state, f"{pictures * 3 * PICTURE**2 / 2**30:.1f} GiB"
+
+
+def fetch(suite: str, backbones: Sequence[str] = ("ViT-B-32",)) -> None:
+    """Bring what a suite needs and is not here yet, and check it. What is here and whole is not asked for again.
+
+    Raises:
+        ValueError: unknown suite or backbone, too little disk, or files that do not add up after the download.
+        RuntimeError: a download failed; run again, it goes on where it stopped.
+    """
+    if suite != "vision8":
+        return sources.fetch(suite)
+    unknown = [name for name in backbones if name not in OPENAI_BACKBONES]
+    if unknown:
+        raise ValueError(f"unknown backbone {unknown[0]!r}; those with OpenAI's weights: {', '.join(OPENAI_BACKBONES)}")
+    for name in backbones:
+        if not has_weights(name):
+            _download(OPENAI_BACKBONES[name][0], "model", weights_folder(name), FILES)
+        print(f"backbone {name}: ready", flush=True)
+    for name in vision8.SOURCES:
+        why = vision8.fault(name)
+        if why is not None:
+            print(f"{name}: {why}", flush=True)
+            _bring(name)
+        count = vision8.sizes(name)
+        print(f"{name}: ready, {count['train']:,} train and {count['test']:,} test pictures", flush=True)
+
+
+def _bring(name: str) -> None:
+    """Download a task's files; broken ones first go, or the hub's client would take them for whole."""
+    import pyarrow.lib
+    import pyarrow.parquet
+
+    for part in vision8.PARTS:
+        for file in vision8.files(name, part):
+            try:
+                pyarrow.parquet.read_metadata(file)
+            except (pyarrow.lib.ArrowInvalid, OSError):
+                file.unlink()
+    hub = vision8.SOURCES[name].hub
+    _download(hub, "dataset", vision8.folder() / name, _patterns(name))
+    why = vision8.fault(name)
+    if why is not None:
+        raise ValueError(
+            f"{name}: the download from {hub} is complete, but {why}: the hub's split is not the published one, or a "
+            "file here is not the hub's"
+        )
+
+
+def _patterns(name: str) -> tuple[str, ...]:
+    return tuple(f"{vision8.SOURCES[name].folder}/{part}-*.parquet" for part in vision8.PARTS)
+
+
+def _download(repository: str, kind: str, folder: Path, patterns: Sequence[str]) -> None:
+    """The hub's files of these patterns into a folder, with progress; each is renamed into place when whole."""
+    from huggingface_hub import snapshot_download
+
+    need = _hub_size(repository, kind, patterns)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise ValueError(f"{repository} takes {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on disk")
+    try:
+        snapshot_download(repository, repo_type=kind, local_dir=folder, allow_patterns=list(patterns))
+    except Exception as error:  # whatever the hub's client raises
+        raise RuntimeError(
+            f"{repository}: the download failed ({type(error).__name__}); run this again, it goes on from there"
+        ) from error
+
+
+@cache
+def _hub_size(repository: str, kind: str, patterns: Sequence[str]) -> int:
+    """Bytes of the files of these patterns; raises Unreachable."""
+    from fnmatch import fnmatch
+
+    from huggingface_hub import HfApi
+
+    try:
+        _answers()
+        about = HfApi().repo_info(repository, repo_type=kind, files_metadata=True, timeout=10)
+    except Exception as error:  # whatever the hub's client raises
+        raise Unreachable(f"{repository}: the hub does not answer ({type(error).__name__})") from error
+    sizes = [file.size or 0 for file in about.siblings if any(fnmatch(file.rfilename, p) for p in patterns)]
+    return sum(sizes)
+
+
+@cache
+def _answered() -> list[Exception]:
+    """The hub's first failure to answer, or nothing: it is asked once a process."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().repo_info(vision8.SOURCES["mnist"].hub, repo_type="dataset", timeout=5)
+    except Exception as error:
+        return [error]
+    return []
+
+
+def _answers() -> None:
+    for error in _answered():
+        raise error
