@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 GRID ?= notebooks/grids/pocket.yaml
 RUNS ?= runs
 THIMBLE := $(RUNS)/thimble
+STANDINS := $(RUNS)/standins-data
 
 .PHONY: report test lab grid notebooks bench spot-check lint clean
 
@@ -13,7 +14,8 @@ report: $(READY)
 	$(BIN)/saftnb grid notebooks/grids/pocket.yaml --runs $(RUNS)
 	$(BIN)/saftnb report $(RUNS)/pocket -o reports/pocket
 
-# Two workers with one thread each. The notebooks run under nbval as copies at thimble size, with their own store.
+# Two workers with one thread each. The notebooks run under nbval as copies at thimble size, with their own store, and
+# once with suite=vision8 on stand-ins for the hub's data and OpenAI's weights.
 test: export OMP_NUM_THREADS = 1
 test: $(READY) lint
 	$(BIN)/python -m pytest tests -n 2 --cov=saftnb --cov-report=term --durations=10
@@ -22,6 +24,10 @@ test: $(READY) lint
 	$(BIN)/python tests/thimble_notebooks.py $(THIMBLE) $(RUNS)/thimble-seeds
 	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/python -m pytest -n 2 --dist loadfile -v --nbval-lax \
 		--nbval-current-env --nbval-cell-timeout=120 $(THIMBLE)
+	rm -rf $(STANDINS) $(RUNS)/standins
+	$(BIN)/python tests/standins.py $(STANDINS)
+	SAFTNB_DATA=$(abspath $(STANDINS)) SAFTNB_STORE=$(abspath $(STANDINS))/store \
+		$(BIN)/saftnb grid tests/standins.yaml --runs $(RUNS)
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
@@ -53,4 +59,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(RUNS)/pocket $(RUNS)/thimble $(RUNS)/thimble-seeds reports/pocket
+	rm -rf $(RUNS)/pocket $(RUNS)/thimble $(RUNS)/thimble-seeds $(RUNS)/standins $(STANDINS) reports/pocket

@@ -1,5 +1,6 @@
 """How good a model is: hits and accuracies per task, absolute and normalised."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -158,9 +159,9 @@ class SuiteAccuracy:
 def normalised(absolute: Mapping[str, float], individual: Mapping[str, float]) -> dict[str, float]:
     """Absolute accuracy divided by that of the task's own fine-tuned model.
 
-    It rises when the individual accuracy falls: never read it without the absolute one beside.
+    It rises when the individual accuracy falls: never read it without the absolute one beside. NaN where that is 0.
     """
-    return {task: absolute[task] / individual[task] for task in absolute}
+    return {task: absolute[task] / individual[task] if individual[task] else math.nan for task in absolute}
 
 
 def paired_interval(

@@ -100,6 +100,7 @@ def test_a_tangent_family_looks_at_the_pictures_once(suite, monkeypatch):
 
 def test_normalised_and_mean():
     assert normalised({"a": 0.4, "b": 0.9}, {"a": 0.8, "b": 0.9}) == {"a": 0.5, "b": 1.0}
+    assert np.isnan(normalised({"a": 0.4}, {"a": 0.0})["a"])
     table = with_mean(pd.DataFrame({"a": [0.2], "b": [0.4]}))
     assert table["mean"].tolist() == pytest.approx([0.3])
 

@@ -63,6 +63,15 @@ def test_rooms_import_only_from_rooms_above_them():
             assert order.index(found) <= order.index(room), f"{path.relative_to(ROOT)} imports {found}"
 
 
+def test_every_notebook_runs_with_vision8_on_stand_ins():
+    runs = yaml.safe_load((ROOT / "tests" / "standins.yaml").read_text())["runs"]
+    named = {Path(run["notebook"]).name for run in runs}
+    there = {path.stem for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
+    # One makes the pocket backbone; the other has no suite, it reads what a grid recorded.
+    assert there - named == {"pretrain_pocket_clip", "03_evidence"}
+    assert all(run["parameters"]["suite"] == "vision8" for run in runs)
+
+
 def test_nothing_that_users_read_names_a_machine():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     traces = re.compile("/root/|/home/|/work/|/users/", re.IGNORECASE)

@@ -77,7 +77,11 @@ class StoredSplit:
         return len(self.rows)
 
     def __getitem__(self, index) -> Split:
-        return Split(self.images[index], self.labels[index])
+        """Some pictures as for evaluation. Those of a split that is not decoded yet are decoded for this once."""
+        rows = self.rows[index]
+        if len(rows) == len(self) or self._decoded:
+            return Split(self.images[index], self.labels[index])
+        return Split(torch.stack([torch.from_numpy(picture) for picture in self._whole(rows)]), self.labels[index])
 
     @property
     def sha256(self) -> str:
@@ -99,7 +103,7 @@ class StoredSplit:
 
     @cached_property
     def images(self) -> Tensor:
-        if not self.file.is_file() or self.file.stat().st_size != self.bytes:
+        if not self._decoded:
             self._decode()
         shape = (len(self), 3, self.size, self.size)
         return torch.from_numpy(np.memmap(self.file, np.uint8, "c", shape=shape))  # "c": writes stay in memory
@@ -108,6 +112,10 @@ class StoredSplit:
         """Training pictures in [0, 1], float (len(index), 3, size, size), each a random crop."""
         chosen = [self.table[row]["image"] for row in self.rows[index].tolist()]
         return torch.stack([cropped(picture, self.size, smallest, generator) for picture in chosen])
+
+    @property
+    def _decoded(self) -> bool:
+        return self.file.is_file() and self.file.stat().st_size == self.bytes
 
     def _decode(self) -> None:
         self.cache.mkdir(parents=True, exist_ok=True)
@@ -118,7 +126,7 @@ class StoredSplit:
         part = self.file.with_suffix(f".{os.getpid()}.part")
         try:
             with part.open("wb") as out:
-                for picture in tqdm(self._whole(), total=len(self), desc=f"decode {self.name}", mininterval=1):
+                for picture in tqdm(self._whole(self.rows), total=len(self), desc=f"decode {self.name}", mininterval=1):
                     out.write(picture)
                 out.flush()
                 os.fsync(out.fileno())
@@ -126,10 +134,10 @@ class StoredSplit:
         finally:
             part.unlink(missing_ok=True)
 
-    def _whole(self) -> Iterator[np.ndarray]:
+    def _whole(self, rows: Tensor) -> Iterator[np.ndarray]:
         def one(row: int) -> np.ndarray:
             return whole(self.table[row]["image"], self.size).contiguous().numpy()
 
         with ThreadPoolExecutor() as pool:
-            for start in range(0, len(self), 256):
-                yield from pool.map(one, self.rows[start : start + 256].tolist())
+            for start in range(0, len(rows), 256):
+                yield from pool.map(one, rows[start : start + 256].tolist())

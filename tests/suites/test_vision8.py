@@ -109,6 +109,21 @@ def test_pictures_are_decoded_once_and_a_cut_file_again(data, monkeypatch):
     assert len(decoded) == 50
 
 
+def test_a_few_pictures_are_decoded_without_the_rest(data, monkeypatch):
+    decoded = []
+    real = stored.whole
+    monkeypatch.setattr(stored, "whole", lambda *a: decoded.append(1) or real(*a))
+    split = load_suite("vision8").tasks["eurosat"].train
+    few = split[torch.tensor([5, 2])]
+    assert len(decoded) == 2
+    assert not split.file.exists()
+    assert torch.equal(few.images, split.images[torch.tensor([5, 2])])
+    assert few.labels.tolist() == split.labels[torch.tensor([5, 2])].tolist()
+    assert len(decoded) == 2 + len(split)
+    assert torch.equal(split[:3].images, split.images[:3])
+    assert len(decoded) == 2 + len(split)
+
+
 def test_a_decoding_that_breaks_off_leaves_no_file(data, monkeypatch):
     split = load_suite("vision8").tasks["eurosat"].test
     done = []
