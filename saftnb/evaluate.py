@@ -65,6 +65,21 @@ def individual_hits(
     return found
 
 
+def ensemble_hits(
+    suite: Suite, vectors: Mapping[str, TaskVector], *, split: str = "test", tangent: bool = False, device: str = "auto"
+) -> dict[str, Tensor]:
+    """`hits` on every task of the ensemble of all tasks' own models: the mean of their class probabilities there."""
+    found = {}
+    for task in vectors:
+        part = suite.tasks[task].splits[split]
+        towers = (suite.tower(vector, tangent=tangent) for vector in vectors.values())
+        shares = sum(
+            logits(suite.classifier(task, tower), part.images, device=device).softmax(dim=1) for tower in towers
+        )
+        found[task] = shares.argmax(dim=1) == part.labels
+    return found
+
+
 class ModelFamily:
     """The models θ0 + Σ αi τi of some task vectors, for measurements at many coefficients α.
 

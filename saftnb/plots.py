@@ -18,9 +18,10 @@ STYLE = Path(__file__).with_name("saftnb.mplstyle")
 COLOURS = {
     "sgd": "#5b7796", "saft": "#e07b39",
     "sam": "#b3446c", "asam-kwon": "#8a5a2b",  # the other sharpness-aware steps: warm
+    "ftts": "#6c5b9e", "ftts+saft": "#c49a2c", "ftlo": "#3a8f5c", "ftlo+saft": "#a8503a",
     "sgd-matched": "#3f6fb5", "sgd-2x": "#2f4858", "sgd-wd0": "#4f9d97",  # the baseline's controls: cold
 }  # fmt: skip
-MARKERS = {"sgd": "o", "saft": "D"}
+MARKERS = {"sgd": "o", "saft": "D", "ftts": "o", "ftts+saft": "D", "ftlo": "o", "ftlo+saft": "D"}
 LABELS = {
     "sgd": "AdamW (sgd)",
     "saft": "SAFT (saft)",
@@ -29,9 +30,19 @@ LABELS = {
     "sgd-matched": "AdamW stopped at SAFT's accuracy",
     "sgd-2x": "AdamW, as many gradients as SAFT",
     "sgd-wd0": "AdamW, weight decay 0",
+    "ftts": "tangent (ftts)",
+    "ftts+saft": "tangent with SAFT (ftts+saft)",
+    "ftlo": "attention only (ftlo)",
+    "ftlo+saft": "attention only with SAFT (ftlo+saft)",
     "average": "average",
     "task_arithmetic": "task arithmetic",
     "ties": "TIES",
+    "dare_task_arithmetic": "DARE, task arithmetic",
+    "dare_ties": "DARE-TIES",
+    "fisher": "Fisher",
+    "regmean": "RegMean",
+    "iso_c": "Iso-C",
+    "tsv_m": "TSV-M",
 }
 _INK, _QUIET = "#222222", "#8a8a8a"
 
@@ -116,44 +127,50 @@ def coefficient_curves(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def merging_comparison(absolute: pd.DataFrame, difference: pd.DataFrame) -> Figure:
+def merging_comparison(
+    absolute: pd.DataFrame, difference: pd.DataFrame, base: str = "sgd", sharp: str = "saft"
+) -> Figure:
     """The headline: mean accuracy of every model, base and SAFT, and where they differ task by task.
 
     Args:
-        absolute: columns model, recipe, seed, accuracy (mean over tasks); "zero-shot" is there for both recipes.
-        difference: SAFT − base in points of accuracy, rows models, columns tasks and "mean"; a model without a row has
-            no recipe, such as the pre-trained one.
+        absolute: columns model, recipe, seed, accuracy (mean over tasks, %); "zero-shot" is there for both recipes.
+        difference: sharp − base in points of accuracy, rows models, columns tasks and "mean"; a model without a row has
+            no recipe, such as the pre-trained one, or was not made.
+        base, sharp: the two recipes.
     """
-    models = list(dict.fromkeys(absolute["model"]))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=(1, 1.15))
+    absolute = absolute[absolute["recipe"].isin([base, sharp])]
+    models = [m for m in dict.fromkeys(absolute["model"]) if m in difference.index or m == "zero-shot"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.4 + 0.44 * len(models)), width_ratios=(1, 1.15))
     for row, model in enumerate(models):
         part = absolute[absolute["model"] == model]
         means = part.groupby("recipe")["accuracy"].mean()
         if model not in difference.index:
-            left.plot(means["sgd"], row, "s", color=_QUIET, markersize=8)
+            left.plot(means[base], row, "s", color=_QUIET, markersize=8)
             continue
-        for recipe, place in (("sgd", row - 0.14), ("saft", row + 0.14)):
+        for recipe, place in ((base, row - 0.14), (sharp, row + 0.14)):
             seeds = part.loc[part["recipe"] == recipe, "accuracy"]
             error = [[seeds.mean() - seeds.min()], [seeds.max() - seeds.mean()]] if len(seeds) > 1 else None
-            left.errorbar(seeds.mean(), place, xerr=error, fmt=MARKERS[recipe], color=COLOURS[recipe], markersize=8)
+            left.errorbar(seeds.mean(), place, xerr=error, fmt=MARKERS[recipe], color=COLOURS[recipe], markersize=7)
         gap = f"{difference.loc[model, 'mean']:+.1f}"
         left.annotate(gap, (max(means), row), (10, 0), textcoords="offset points", va="center", color=_INK)
     left.set(
         yticks=range(len(models)),
         yticklabels=[LABELS.get(m, m) for m in models],
-        xlabel="mean test accuracy over tasks",
+        xlabel="mean test accuracy over tasks, %",
     )
     left.set_ylim(len(models) - 0.4, -0.6)
     left.margins(x=0.12)
-    left.set_title("accuracy, and SAFT − AdamW in points")
-    handles = [plt.Line2D([], [], marker=MARKERS[r], color=COLOURS[r], linestyle="", label=LABELS[r]) for r in MARKERS]
+    left.set_title("accuracy, and the difference in points")
+    handles = [
+        plt.Line2D([], [], marker=MARKERS[r], color=COLOURS[r], linestyle="", label=LABELS[r]) for r in (base, sharp)
+    ]
     left.legend(handles=handles, loc="upper right", fontsize=8)
     reach = max(1.0, float(np.abs(difference.to_numpy()).max()))
     sns.heatmap(
         difference.rename(index=LABELS), annot=True, fmt="+.1f", cmap="PuOr_r", center=0, vmin=-reach, vmax=reach,
         ax=right, cbar=False, linewidths=1, annot_kws={"fontsize": 9},
     )  # fmt: skip
-    right.set(title="SAFT − AdamW by task, points of accuracy", xlabel="", ylabel="")
+    right.set(title=f"{sharp} − {base} by task, points of accuracy", xlabel="", ylabel="")
     right.tick_params(length=0, labelrotation=0)
     right.grid(False)
     return figure
@@ -206,4 +223,122 @@ def forest(frame: pd.DataFrame, *, base: str = "sgd", overall: str = "all", cost
         right.set_xlabel("training time, × baseline")
         right.margins(x=0.2)
         right.grid(axis="y", visible=False)
+    return figure
+
+
+def disentanglement_maps(frame: pd.DataFrame, side: float = 1.0) -> Figure:
+    """ξ(α1, α2) side by side on one colour scale: a row a pair, a column a recipe, a dashed box at ±`side`.
+
+    Columns pair ("one, two"), recipe, alpha_1, alpha_2, xi.
+    """
+    pairs, recipes = list(dict.fromkeys(frame["pair"])), list(dict.fromkeys(frame["recipe"]))
+    figure, axes = plt.subplots(
+        len(pairs), len(recipes), figsize=(3.4 * len(recipes) + 0.8, 3.1 * len(pairs)), squeeze=False
+    )
+    top = float(frame["xi"].max())
+    for line, pair in zip(axes, pairs, strict=True):
+        first, second = pair.split(", ")
+        for axis, recipe in zip(line, recipes, strict=True):
+            part = frame[(frame["pair"] == pair) & (frame["recipe"] == recipe)]
+            table = part.groupby(["alpha_2", "alpha_1"])["xi"].mean().unstack("alpha_1")
+            mesh = axis.pcolormesh(
+                table.columns, table.index, table, vmin=0, vmax=top, cmap="mako_r", shading="nearest"
+            )
+            box = plt.Rectangle((-side, -side), 2 * side, 2 * side, fill=False, linestyle="--", color="#e07b39", lw=1.6)
+            axis.add_patch(box)
+            inside = part[(part["alpha_1"].abs() <= side + 1e-9) & (part["alpha_2"].abs() <= side + 1e-9)]
+            axis.set_title(f"{LABELS.get(recipe, recipe)}: {inside['xi'].mean():.3f} in the box", fontsize=10)
+            axis.set(xlabel=f"α of {first}", ylabel=f"α of {second}", aspect="equal")
+            axis.grid(False)
+    figure.colorbar(mesh, ax=axes, label="disentanglement error ξ", shrink=0.8)
+    return figure
+
+
+def block_linearity(frame: pd.DataFrame) -> Figure:
+    """Distance and coefficient after every block; columns recipe, block, distance, coefficient, a row a pair and seed.
+
+    The line is the mean over the rows, the band one standard deviation of them.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    for axis, value, label in (
+        (axes[0], "distance", "cosine distance, 0: linear"),
+        (axes[1], "coefficient", "coefficient ⟨A, B⟩ / ‖B‖², 1: linear"),
+    ):
+        for recipe, part in frame.groupby("recipe", sort=False):
+            grouped = part.groupby("block")[value]
+            mean, spread = grouped.mean(), grouped.std().fillna(0)
+            axis.plot(mean.index, mean, color=COLOURS[recipe], marker=MARKERS.get(recipe, "o"), label=LABELS[recipe])
+            axis.fill_between(mean.index, mean - spread, mean + spread, color=COLOURS[recipe], alpha=0.15, linewidth=0)
+        axis.set(xlabel="transformer block", ylabel=label, xticks=sorted(frame["block"].unique()))
+    axes[1].axhline(1, color=_QUIET, linewidth=0.8)
+    axes[0].legend(loc="best", fontsize=8)
+    return figure
+
+
+def joint_losses(frame: pd.DataFrame) -> Figure:
+    """The joint loss (above) and its gap δ (below) along the segment between two task models, a column a pair.
+
+    Columns pair ("one, two"), recipe, alpha (weight of the first), loss, gap.
+    """
+    pairs = list(dict.fromkeys(frame["pair"]))
+    figure, axes = plt.subplots(
+        2, len(pairs), figsize=(3.5 * len(pairs) + 0.6, 5), sharex=True, sharey="row", squeeze=False
+    )
+    for column, pair in enumerate(pairs):
+        for recipe, part in frame[frame["pair"] == pair].groupby("recipe", sort=False):
+            for axis, value in zip(axes[:, column], ("loss", "gap"), strict=True):
+                mean = part.groupby("alpha")[value].mean()
+                axis.plot(
+                    mean.index, mean, color=COLOURS[recipe], marker=MARKERS.get(recipe, "o"), label=LABELS[recipe]
+                )
+        axes[0][column].set_title(pair, fontsize=10)
+        axes[1][column].axhline(0, color=_QUIET, linewidth=0.8)
+        axes[1][column].set_xlabel(f"weight α of {pair.split(', ')[0]}")
+    axes[0][0].set_ylabel("joint loss L, nats")
+    axes[1][0].set_ylabel("gap δ(α), nats")
+    axes[0][0].legend(loc="best", fontsize=8)
+    return figure
+
+
+def sharpness_by_task(frame: pd.DataFrame, value: str, label: str) -> Figure:
+    """One number a task and recipe on a logarithmic axis; columns recipe, task and `value`; dots are seeds."""
+    tasks = list(dict.fromkeys(frame["task"]))
+    recipes = list(dict.fromkeys(frame["recipe"]))
+    figure, axis = plt.subplots(figsize=(6.5, 1.1 + 0.42 * len(tasks)))
+    for number, recipe in enumerate(recipes):
+        part = frame[frame["recipe"] == recipe]
+        places = part["task"].map(tasks.index) + 0.24 * (number - (len(recipes) - 1) / 2)
+        marker = MARKERS.get(recipe, "o")
+        axis.plot(part[value], places, marker, color=COLOURS[recipe], label=LABELS[recipe], alpha=0.85)
+    axis.set(xscale="log", xlabel=label, yticks=range(len(tasks)), yticklabels=tasks)
+    axis.set_ylim(len(tasks) - 0.5, -0.5)
+    axis.legend(loc="best", fontsize=8)
+    return figure
+
+
+def loss_planes(grid: pd.DataFrame, marks: pd.DataFrame) -> Figure:
+    """The joint loss in the plane of θ0, θ1, θ2, a panel a recipe on one colour scale; the merged model is a star.
+
+    Columns of `grid`: recipe, x, y, loss; of `marks`: recipe, name, x, y.
+    """
+    recipes = list(dict.fromkeys(grid["recipe"]))
+    figure, axes = plt.subplots(1, len(recipes), figsize=(4.4 * len(recipes) + 0.8, 3.8), squeeze=False)
+    levels = np.geomspace(grid["loss"].min(), grid["loss"].max(), 15)
+    for axis, recipe in zip(axes[0], recipes, strict=True):
+        table = grid[grid["recipe"] == recipe].pivot(index="y", columns="x", values="loss")
+        drawn = axis.contourf(
+            table.columns, table.index, table, levels=levels, cmap="mako_r", norm="log", extend="both"
+        )
+        for _, mark in marks[marks["recipe"] == recipe].iterrows():
+            merged = mark["name"] == "merged"
+            axis.plot(mark["x"], mark["y"], "*" if merged else "o", color=COLOURS[recipe] if merged else "white",
+                      markersize=14 if merged else 7, markeredgecolor=_INK)  # fmt: skip
+            paper = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
+            spot = (mark["x"], mark["y"])
+            axis.annotate(mark["name"], spot, (6, 6), textcoords="offset points", color=_INK, fontsize=9, bbox=paper)
+        axis.set(title=LABELS[recipe], xlabel="along τ1, ‖Δθ‖₂", ylabel="across, towards τ2, ‖Δθ‖₂", aspect="equal")
+        axis.grid(False)
+    bar = figure.colorbar(drawn, ax=axes, label="joint loss, nats", shrink=0.85)
+    ticks = levels[::3]
+    bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
     return figure

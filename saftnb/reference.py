@@ -19,3 +19,16 @@ def vision8_merging() -> pd.DataFrame:
     """Accuracy in 0 to 1 of merged ViT-B/32 models on the eight tasks: rows are models, columns tasks (FusionBench)."""
     table = pd.DataFrame.from_dict(_FUSIONBENCH_B32, orient="index", columns=list(VISION8))
     return (table / 100).rename_axis(index="model", columns="task")
+
+
+def task_addition() -> pd.DataFrame:
+    """Task arithmetic with one shared λ on the eight tasks, mean accuracy in %: rows are fine-tunings, columns backbone
+    and measure (arXiv 2604.17078, Table 1). Its attention-only row is close to FTLO."""
+    rows = {
+        "zero-shot": (47.74, None, 54.22, None, 64.54, None),
+        "full (sgd)": (70.32, 77.56, 75.39, None, 84.07, 89.19),
+        "tangent (ftts)": (74.68, 85.27, 78.97, 87.48, 86.19, 93.14),
+        "attention only (≈ ftlo)": (78.07, 86.99, 80.71, 87.64, 87.81, 93.59),
+    }
+    columns = pd.MultiIndex.from_product([("ViT-B/32", "ViT-B/16", "ViT-L/14"), ("absolute", "normalised")])
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).astype(float)

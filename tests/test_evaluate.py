@@ -13,6 +13,7 @@ from saftnb.evaluate import (
     ModelFamily,
     SuiteAccuracy,
     accuracies,
+    ensemble_hits,
     hierarchical_bootstrap,
     hits,
     individual_hits,
@@ -63,6 +64,24 @@ def test_a_zero_vector_is_the_pre_trained_model_and_another_is_not(suite):
     own = individual_hits(suite, {"digits": noise, "patterns": zero}, split="validation")
     assert torch.equal(own["digits"], other["digits"])
     assert torch.equal(own["patterns"], base["patterns"])
+
+
+def test_the_ensemble_is_the_mean_of_the_experts_probabilities(suite):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: p.shape for name, p in suite.tower().named_parameters()}
+    vectors = {
+        task: TaskVector({n: 0.05 * torch.randn(s, generator=generator) for n, s in shapes.items()})
+        for task in suite.tasks
+    }
+    found = ensemble_hits(suite, vectors)
+    for task, hit in found.items():
+        split, total = suite.tasks[task].test, 0
+        for vector in vectors.values():
+            out = logits(suite.classifier(task, suite.tower(vector)), split.images).double()
+            total = total + (out - out.logsumexp(dim=1, keepdim=True)).exp()
+        assert torch.equal(hit, total.argmax(dim=1) == split.labels)
+    same = ensemble_hits(suite, {"digits": vectors["digits"]})
+    assert torch.equal(same["digits"], individual_hits(suite, vectors)["digits"])
 
 
 @pytest.mark.parametrize("tangent", [False, True])

@@ -19,7 +19,15 @@ SIZES = {
         "random_directions": 2,
         "line_pictures": 100,
     },
-    "02_merging_comparison": {"suite": "thimble", "scales": [0.1, 0.5], "ties_scales": [0.5], "keeps": [0.2]},
+    "02_merging_comparison": {
+        "suite": "thimble",
+        "scales": [0.1, 0.5],
+        "ties_scales": [0.5],
+        "keeps": [0.2],
+        "drops": [0.5],
+        "spectral_scales": [0.2, 1.0],
+        "statistics_pictures": 20,
+    },
     "03_evidence": {"draws": 500},
     "appendix/evidence_seed": {
         "suite": "thimble",

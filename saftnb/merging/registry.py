@@ -9,9 +9,11 @@ from __future__ import annotations
 import inspect
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+
+from torch import Tensor
 
 from saftnb.merging.spans import first_not_finite
 from saftnb.task_vector import TaskVector, require_same_parameters
@@ -77,11 +79,12 @@ class Hyperparameter:
 
 @dataclass(frozen=True)
 class Method:
-    """A registered merge method: its function and, by name, its hyperparameters."""
+    """A registered merge method: its function, its hyperparameters by name, and whether it needs statistics."""
 
     name: str
     function: Callable[..., TaskVector]
     hyperparameters: dict[str, Hyperparameter]
+    needs_statistics: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}({'; '.join(map(str, self.hyperparameters.values()))})"
@@ -112,7 +115,8 @@ def method(function: Callable[..., TaskVector]) -> Callable[..., TaskVector]:
     hints = typing.get_type_hints(function, include_extras=True)
     keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     schema = {p.name: _hyperparameter(p.name, hints[p.name], p.default) for p in keywords}
-    _METHODS[function.__name__] = Method(function.__name__, function, schema)
+    needs = "statistics" in inspect.signature(function).parameters
+    _METHODS[function.__name__] = Method(function.__name__, function, schema, needs)
     return function
 
 
@@ -133,7 +137,12 @@ def methods() -> dict[str, Method]:
 
 
 def merge(
-    vectors: Sequence[TaskVector], method: str, *, space: str = "weights", **hyperparameters: object
+    vectors: Sequence[TaskVector],
+    method: str,
+    *,
+    space: str = "weights",
+    statistics: Sequence[Mapping[str, Tensor]] | None = None,
+    **hyperparameters: object,
 ) -> TaskVector:
     """One task vector out of n, to be added to the base model: `merge(...).apply_to(model)`.
 
@@ -141,6 +150,7 @@ def merge(
         dtype; it is computed in float32 at least, and the result has its dtype (promoted where they differ).
     method: a name in `methods()`. hyperparameters: the method's own, each with a default.
     space: where the method works; only "weights", the task vectors themselves, for now.
+    statistics: one mapping from parameter names to tensors for each task, for a method that needs them; see there.
 
     Raises ValueError, in one line, on an unknown method, space or hyperparameter, a value out of range,
     vectors that do not fit together, and values that are not finite.
@@ -149,9 +159,14 @@ def merge(
         raise ValueError(f"there is no merge method {method!r}; allowed are {', '.join(sorted(_METHODS))}")
     if space not in SPACES:
         raise ValueError(f"there is no merge space {space!r}; allowed are {', '.join(SPACES)}")
-    complete = _METHODS[method].check(hyperparameters)
+    chosen = _METHODS[method]
+    complete = chosen.check(hyperparameters)
     vectors = _checked(vectors)
-    merged = _METHODS[method].function(vectors, **complete)
+    if (statistics is not None) != chosen.needs_statistics:
+        raise ValueError(f"{method} {'needs' if chosen.needs_statistics else 'takes no'} statistics")
+    if statistics is not None and len(statistics) != len(vectors):
+        raise ValueError(f"{method}: {len(vectors)} task vectors, but statistics of {len(statistics)}")
+    merged = chosen.function(vectors, *([statistics] if chosen.needs_statistics else []), **complete)
     if bad := first_not_finite([merged]):
         name = bad[1]
         raise ValueError(f"{method}: the merged {name!r} overflows {merged[name].dtype}; use a smaller scale")

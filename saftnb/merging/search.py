@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+from torch import Tensor
 from tqdm import tqdm
 
 from saftnb.merging.registry import merge
@@ -36,13 +37,14 @@ def search(
     score: Callable[[TaskVector], Mapping[str, float]],
     *,
     space: str = "weights",
+    statistics: Sequence[Mapping[str, Tensor]] | None = None,
     progress: bool = True,
 ) -> Search:
     """Try every combination of a grid and keep the one with the best mean score (the first of equals).
 
     Args:
         vectors: one task vector a task.
-        method, space: as for `merge`.
+        method, space, statistics: as for `merge`.
         grid: values to try for each hyperparameter; {} for a method without any.
         score: validation accuracy per task of θ0 plus a merged vector. Where it has a method `along(vector, scales)`
             (as `SuiteAccuracy` has), that gives those of all scales at once.
@@ -51,7 +53,7 @@ def search(
     """
     rows, best, best_mean = [], None, float("-inf")
     with tqdm(total=_size(grid), desc=f"search {method}", disable=not progress) as bar:
-        for point, (vector,), scales in _directions([vectors], method, space, grid):
+        for point, (vector,), scales in _directions([vectors], method, space, grid, statistics):
             for here, scale, scores in zip(_points(point, grid), scales, _scores(score, vector, scales), strict=True):
                 rows.append({**here, **scores, "mean": sum(scores.values()) / len(scores)})
                 if rows[-1]["mean"] > best_mean:
@@ -65,14 +67,18 @@ def _size(grid: Mapping[str, Sequence[float]]) -> int:
 
 
 def _directions(
-    groups: Sequence[Sequence[TaskVector]], method: str, space: str, grid: Mapping[str, Sequence[float]]
+    groups: Sequence[Sequence[TaskVector]],
+    method: str,
+    space: str,
+    grid: Mapping[str, Sequence[float]],
+    statistics: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> Iterator[tuple[dict[str, float], list[TaskVector], Sequence[float]]]:
     """Every combination of what is not a scale, the merges of all groups there at scale 1, and the scales to try."""
     others = {name: values for name, values in grid.items() if name != "scale"}
     unit = {"scale": 1.0} if "scale" in grid else {}
     for values in itertools.product(*others.values()):
         point = dict(zip(others, values, strict=True))
-        merged = [merge(group, method, space=space, **point, **unit) for group in groups]
+        merged = [merge(group, method, space=space, statistics=statistics, **point, **unit) for group in groups]
         yield point, merged, grid.get("scale", [1.0])
 
 
@@ -86,6 +92,31 @@ def _scores(score: Callable, vector: TaskVector, scales: Sequence[float]) -> Ite
 
 def _edges(grid: Mapping[str, Sequence[float]], best: Mapping[str, float]) -> list[str]:
     return [name for name, values in grid.items() if len(values) > 1 and best[name] in (min(values), max(values))]
+
+
+def per_target(
+    vectors: Sequence[TaskVector],
+    method: str,
+    found: Search,
+    *,
+    space: str = "weights",
+    statistics: Sequence[Mapping[str, Tensor]] | None = None,
+) -> dict[str, tuple[dict[str, float], TaskVector]]:
+    """For each task the point of a search that is best on that task alone, and the merged vector there.
+
+    The protocol of SAFT's released code (arXiv 2504.14662): the merged model then differs from task to task.
+    """
+    coefficients = list(found.best)
+    tasks = [column for column in found.curve if column not in (*coefficients, "mean")]
+    merged, result = {}, {}
+    for task in tasks:
+        row = found.curve.loc[found.curve[task].idxmax()]
+        point = {name: row[name].item() for name in coefficients}
+        key = tuple(point.values())
+        if key not in merged:
+            merged[key] = merge(vectors, method, space=space, statistics=statistics, **point)
+        result[task] = point, merged[key]
+    return result
 
 
 @dataclass(frozen=True, eq=False)

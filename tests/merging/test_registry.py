@@ -24,11 +24,26 @@ def refused(message: str, *arguments, **keywords) -> None:
     assert "\n" not in str(caught.value)
 
 
+def statistics_for(method: str, vectors: list[TaskVector]) -> dict:
+    """What a method needs beside the vectors, if anything."""
+    if not methods()[method].needs_statistics:
+        return {}
+    if method == "regmean":
+        return {"statistics": [{n: torch.eye(d.shape[1]) for n, d in v.items() if d.ndim == 2} for v in vectors]}
+    return {"statistics": [{n: torch.ones(d.shape) for n, d in v.items()} for v in vectors]}
+
+
 def test_the_methods_and_their_schemas() -> None:
     assert {name: list(m.hyperparameters) for name, m in methods().items()} == {
         "average": [],
         "task_arithmetic": ["scale"],
         "ties": ["keep", "scale", "aggregate"],
+        "dare_task_arithmetic": ["drop", "seed", "scale"],
+        "dare_ties": ["drop", "seed", "keep", "scale", "aggregate"],
+        "fisher": [],
+        "regmean": ["off_diagonal"],
+        "iso_c": ["scale"],
+        "tsv_m": ["scale"],
     }
     assert str(methods()["ties"]) == (
         "ties(keep: number in (0, 1], default 0.2; scale: number any finite, default 1.0; "
@@ -39,7 +54,7 @@ def test_the_methods_and_their_schemas() -> None:
 
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
-    refused("no merge method 'tie'; allowed are average, task_arithmetic, ties", [vector()], "tie")
+    refused("no merge method 'tie'; allowed are average, dare_task_arithmetic, dare_ties, fisher, ", [vector()], "tie")
     refused("no merge space 'knot'; allowed are weights", [vector()], "ties", space="knot")
     unknown = r"ties has no hyperparameter 'lambda_'; allowed are keep: number in \(0, 1\]"
     refused(unknown, [vector()], "ties", lambda_=1)
@@ -111,7 +126,7 @@ def test_an_overflow_is_an_error() -> None:
 def test_inputs_are_left_as_they_are() -> None:
     vectors = [vector(1.0, -2.0, 3.0), vector(0.5, 2.0, -1.0)]
     for name in methods():
-        merged = merge(vectors, name)
+        merged = merge(vectors, name, **statistics_for(name, vectors))
         merged["w"].fill_(7.0)
     merge(vectors[:1], "average")["w"].fill_(7.0)
     assert vectors[0]["w"].tolist() == [1.0, -2.0, 3.0]
@@ -120,8 +135,9 @@ def test_inputs_are_left_as_they_are() -> None:
 
 def test_no_parameters_merge_to_none() -> None:
     for name in methods():
-        assert dict(merge([TaskVector({})], name)) == {}
-        assert merge([TaskVector({"w": torch.empty(0, 3)})] * 2, name)["w"].shape == (0, 3)
+        for vectors in ([TaskVector({})], [TaskVector({"w": torch.empty(0, 3)})] * 2):
+            merged = merge(vectors, name, **statistics_for(name, vectors))
+            assert {n: d.shape for n, d in merged.items()} == {n: d.shape for n, d in vectors[0].items()}
 
 
 @pytest.fixture

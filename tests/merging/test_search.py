@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saftnb.merging import merge
-from saftnb.merging.search import search, search_subsets
+from saftnb.merging.search import per_target, search, search_subsets
 from saftnb.task_vector import TaskVector
 
 
@@ -92,3 +92,34 @@ def test_subsets_of_all_tasks_are_the_plain_search_and_others_sizes_are_refused(
     assert found.curve["mean"].tolist() == plain.curve["mean"].tolist()
     with pytest.raises(ValueError, match="size is 1 to 3, not 4"):
         search_subsets(named, 4, "average", {}, lambda v, _: {"a": 0.0})
+
+
+def test_per_target_takes_each_tasks_own_best_point():
+    vectors = [TaskVector({"w": torch.tensor([1.0, 0.0])}), TaskVector({"w": torch.tensor([0.0, 1.0])})]
+    wanted = {"a": 0.5, "b": 2.0}
+
+    def score(vector):
+        return {task: -abs(float(vector["w"][0]) - best) for task, best in wanted.items()}
+
+    found = search(vectors, "task_arithmetic", {"scale": [0.5, 1.0, 2.0]}, score, progress=False)
+    each = per_target(vectors, "task_arithmetic", found)
+    assert {task: point for task, (point, _) in each.items()} == {"a": {"scale": 0.5}, "b": {"scale": 2.0}}
+    for task, (_, vector) in each.items():
+        assert torch.equal(vector["w"], torch.tensor([1.0, 1.0]) * wanted[task])
+        assert found.curve[task].max() == score(vector)[task]
+
+
+def test_a_search_over_scales_hands_them_over_at_once():
+    class Score:
+        def __init__(self):
+            self.calls = []
+
+        def along(self, vector, scales):
+            self.calls.append(list(scales))
+            return [{"a": -abs(scale - 0.3)} for scale in scales]
+
+    vectors, score = [TaskVector({"w": torch.ones(4)})] * 2, Score()
+    found = search(vectors, "ties", {"keep": [0.5, 1.0], "scale": [0.1, 0.3, 0.9]}, score, progress=False)
+    assert score.calls == [[0.1, 0.3, 0.9]] * 2
+    assert found.best == {"keep": 0.5, "scale": 0.3}
+    assert torch.equal(found.vector["w"], merge(vectors, "ties", keep=0.5, scale=0.3)["w"])

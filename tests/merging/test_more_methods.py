@@ -1,0 +1,275 @@
+"""DARE, Fisher, RegMean, Iso-C and TSV-M against references in NumPy, loops and textbook definitions."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from saftnb.backbones import ImageClassifier
+from saftnb.merging import LowRank, TaskVector, merge
+from saftnb.merging.statistics import fisher_diagonal, gram_matrices
+from saftnb.suites import load_suite
+
+SHAPES = {"w": (6, 4), "v": (3, 5), "b": (4,), "conv": (2, 3, 2, 2), "one": ()}
+quickly = settings(deadline=None, max_examples=20)
+
+
+def vectors_of(seed: int, count: int, dtype: torch.dtype = torch.float64) -> list[TaskVector]:
+    g = torch.Generator().manual_seed(seed)
+    return [TaskVector({n: torch.randn(s, generator=g, dtype=dtype) for n, s in SHAPES.items()}) for _ in range(count)]
+
+
+def same(a: TaskVector, b: dict, **tolerance: float) -> None:
+    assert_close(dict(a), {n: torch.as_tensor(x) for n, x in b.items()}, **{"rtol": 1e-9, "atol": 1e-9} | tolerance)
+
+
+@given(seed=st.integers(0, 99), count=st.integers(1, 4), scale=st.sampled_from([0.3, 1.0, 2.0]))
+@quickly
+def test_iso_c_has_one_singular_value(seed: int, count: int, scale: float) -> None:
+    vectors = vectors_of(seed, count)
+    expected = {}
+    for name in SHAPES:
+        total = sum(v[name].numpy() for v in vectors)
+        if total.ndim == 2:
+            u, s, vt = np.linalg.svd(total, full_matrices=False)
+            expected[name] = scale * s.mean() * sum(np.outer(u[:, i], vt[i]) for i in range(len(s)))
+        else:
+            expected[name] = scale * total
+    merged = merge(vectors, "iso_c", scale=scale)
+    same(merged, expected)
+    assert_close(torch.linalg.svdvals(merged["w"]), torch.linalg.svdvals(merged["w"])[:1].expand(4))
+
+
+@given(seed=st.integers(0, 99), count=st.integers(1, 5), scale=st.sampled_from([0.3, 1.0]))
+@quickly
+def test_tsv_m_is_its_formula(seed: int, count: int, scale: float) -> None:
+    """The nearest orthogonal matrix here by U (Uᵀ U)^(-1/2), the other textbook form of P Qᵀ."""
+    vectors = vectors_of(seed, count)
+
+    def nearest(a: np.ndarray) -> np.ndarray:
+        values, basis = np.linalg.eigh(a.T @ a)
+        return a @ basis @ np.diag(values**-0.5) @ basis.T
+
+    expected = {}
+    for name, shape in SHAPES.items():
+        if len(shape) != 2:
+            expected[name] = scale * sum(v[name].numpy() for v in vectors)
+            continue
+        k = max(1, min(shape) // count)
+        if k * count > min(shape):  # not independent: the formula above has no inverse
+            expected[name] = merge(vectors, "tsv_m", scale=scale)[name]
+            continue
+        parts = [np.linalg.svd(v[name].numpy(), full_matrices=False) for v in vectors]
+        left = nearest(np.concatenate([u[:, :k] for u, _, _ in parts], axis=1))
+        right = nearest(np.concatenate([vt[:k].T for _, _, vt in parts], axis=1))
+        sigma = np.diag(np.concatenate([s[:k] for _, s, _ in parts]))
+        expected[name] = scale * left @ sigma @ right.T
+    same(merge(vectors, "tsv_m", scale=scale), expected, rtol=1e-4, atol=1e-5)  # the inverse root loses digits
+
+
+@given(seed=st.integers(0, 99), count=st.integers(1, 4))
+@quickly
+def test_fisher_is_the_weighted_mean_entry_by_entry(seed: int, count: int) -> None:
+    vectors = vectors_of(seed, count)
+    g = torch.Generator().manual_seed(seed + 1)
+    weights = [
+        {n: (torch.rand(s, generator=g, dtype=torch.float64) - 0.3).clamp(min=0) for n, s in SHAPES.items()}
+        for _ in range(count)
+    ]
+    expected = {}
+    for name, shape in SHAPES.items():
+        out = np.empty(shape)
+        for index in np.ndindex(*shape):
+            f = [float(one[name][index]) for one in weights]
+            x = [float(v[name][index]) for v in vectors]
+            total = sum(f)
+            out[index] = sum(a * b for a, b in zip(f, x, strict=True)) / total if total else sum(x) / count
+        expected[name] = out
+    same(merge(vectors, "fisher", statistics=weights), expected)
+    equal = [{n: torch.ones(s) for n, s in SHAPES.items()}] * count
+    same(merge(vectors, "fisher", statistics=equal), dict(merge(vectors, "average")))
+
+
+@given(seed=st.integers(0, 99), count=st.integers(1, 4), off=st.sampled_from([0.0, 0.9, 1.0]))
+@quickly
+def test_regmean_solves_the_regression_that_it_is_named_after(seed: int, count: int, off: float) -> None:
+    """With off_diagonal = 1 it is the least-squares fit of all layers' outputs, by NumPy on the inputs themselves."""
+    vectors = vectors_of(seed, count)
+    g = np.random.default_rng(seed)
+    inputs = [g.normal(size=(9, 4)) for _ in range(count)]
+    grams = [{"w": torch.from_numpy(x.T @ x)} for x in inputs]
+    merged = merge(vectors, "regmean", statistics=grams, off_diagonal=off)
+    if off == 1.0:
+        x = np.concatenate(inputs)
+        y = np.concatenate([x @ v["w"].numpy().T for x, v in zip(inputs, vectors, strict=True)])
+        assert_close(merged["w"], torch.from_numpy(np.linalg.lstsq(x, y, rcond=None)[0].T), rtol=1e-7, atol=1e-9)
+    else:
+        shrunk = [gr["w"].numpy() * (off + (1 - off) * np.eye(4)) for gr in grams]
+        top = sum(v["w"].numpy() @ s for v, s in zip(vectors, shrunk, strict=True))
+        assert_close(merged["w"], torch.from_numpy(top @ np.linalg.inv(sum(shrunk))), rtol=1e-7, atol=1e-9)
+    assert_close(merged["v"], merge(vectors, "average")["v"])
+
+
+def test_regmean_bears_inputs_that_leave_directions_out() -> None:
+    vectors = vectors_of(0, 2)
+    grams = [
+        {"w": torch.diag(torch.tensor([1.0, 2.0, 0.0, 0.0]))},
+        {"w": torch.diag(torch.tensor([3.0, 0.0, 0.0, 0.0]))},
+    ]
+    merged = merge(vectors, "regmean", statistics=grams)["w"]
+    assert_close(merged[:, 0], (vectors[0]["w"][:, 0] + 3 * vectors[1]["w"][:, 0]) / 4)
+    assert_close(merged[:, 1], vectors[0]["w"][:, 1])
+    assert merged.isfinite().all()
+
+
+def test_dare_keeps_the_share_it_should_and_rescales() -> None:
+    big = [TaskVector({"w": torch.ones(200, 300), "b": torch.full((50,), 2.0)}) for _ in range(3)]
+    merged = merge(big, "dare_task_arithmetic", drop=0.75, seed=3)["w"]
+    assert set(merged.unique().tolist()) == {0.0, 4.0, 8.0, 12.0}
+    assert merged.mean().item() == pytest.approx(3, rel=0.02)  # unbiased
+    assert merged.std().item() == pytest.approx((3 * 3) ** 0.5, rel=0.02)  # the three masks are independent
+    assert not torch.equal(merged, merge(big, "dare_task_arithmetic", drop=0.75, seed=4)["w"])
+    assert torch.equal(merged, merge(big, "dare_task_arithmetic", drop=0.75, seed=3)["w"])
+    state = torch.random.get_rng_state()
+    merge(big, "dare_ties", drop=0.5)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_dare_ties_is_ties_of_what_dare_left() -> None:
+    vectors = vectors_of(1, 3)
+    alone = [merge([v], "dare_task_arithmetic", drop=0.0) for v in vectors]
+    same(merge(vectors, "dare_ties", drop=0.0, scale=0.7), dict(merge(alone, "ties", keep=1.0, scale=0.7)))
+    # The first task's mask is the same alone and among others.
+    thinned = merge(vectors[:1], "dare_task_arithmetic", drop=0.5, seed=2)
+    same(merge(vectors[:1], "dare_ties", drop=0.5, seed=2), dict(thinned))
+
+
+ALL = {"dare_task_arithmetic": {"drop": 0.0}, "dare_ties": {"drop": 0.0}, "iso_c": {}, "tsv_m": {}}
+
+
+@pytest.mark.parametrize("method", ["dare_task_arithmetic", "dare_ties", "tsv_m"])
+def test_a_merge_of_one_vector_is_that_vector(method: str) -> None:
+    (vector,) = vectors_of(2, 1)
+    same(merge([vector], method, **ALL[method]), dict(vector))
+
+
+@pytest.mark.parametrize("method", [*ALL, "fisher", "regmean"])
+def test_low_rank_and_bfloat16_vectors_merge_like_their_dense_selves(method: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    low = [TaskVector({"w": LowRank(torch.randn(6, 2, generator=g), torch.randn(2, 4, generator=g))}) for _ in range(2)]
+    statistics = {"fisher": [{"w": torch.rand(6, 4, generator=g)} for _ in range(2)],
+                  "regmean": [{"w": torch.eye(4) * (i + 1)} for i in range(2)]}.get(method)  # fmt: skip
+    given = {"statistics": statistics} if statistics else {}
+    dense = merge([v.dense() for v in low], method, **ALL.get(method, {}), **given)
+    assert_close(dict(merge(low, method, **ALL.get(method, {}), **given)), dict(dense))
+    half = merge([v.dense().to(torch.bfloat16) for v in low], method, **ALL.get(method, {}), **given)
+    assert half["w"].dtype == torch.bfloat16
+    assert_close(half["w"].float(), dense["w"], rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("method", ["iso_c", "tsv_m", "dare_ties", "dare_task_arithmetic"])
+def test_a_merge_is_linear_in_its_scale(method: str) -> None:
+    vectors = vectors_of(5, 3)
+    same(merge(vectors, method, scale=0.5), dict(0.5 * merge(vectors, method, scale=1.0)))
+
+
+def test_statistics_are_asked_for_and_checked() -> None:
+    vectors = vectors_of(0, 2)
+    for message, method, statistics in (
+        ("fisher needs statistics", "fisher", None),
+        ("ties takes no statistics", "ties", [{}, {}]),
+        ("fisher: 2 task vectors, but statistics of 1", "fisher", [{}]),
+        (r"the statistics of 'w' must be of shape \(6, 4\), got nothing", "fisher", [{}, {}]),
+        (r"the statistics of 'w' must be of shape \(4, 4\), got \(3, 3\)", "regmean", [{"w": torch.eye(3)}] * 2),
+    ):
+        with pytest.raises(ValueError, match=message):
+            merge(vectors, method, statistics=statistics)
+
+
+class Tiny(nn.Module):
+    """Two linear layers between a flatten and an embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 5), nn.Linear(5, 3, bias=False)
+
+    def forward(self, pixels):
+        return self.second(torch.tanh(self.first(pixels.flatten(1))))
+
+
+@pytest.fixture
+def tiny():
+    torch.manual_seed(0)
+    model = ImageClassifier(Tiny(), 3 * torch.randn(4, 3), (0.5,) * 3, (0.2,) * 3).double()
+    return model, torch.randint(0, 256, (7, 3, 2, 2), dtype=torch.uint8)
+
+
+def test_the_fisher_diagonal_is_a_loop_over_pictures(tiny) -> None:
+    """Slow reference: one backward pass a picture, on the labels that the same generator draws."""
+    model, images = tiny
+    twin = copy.deepcopy(model)
+    shares = torch.cat([twin(images[i : i + 1]).softmax(1) for i in range(7)]).detach()
+    labels = torch.multinomial(shares, 1, generator=torch.Generator().manual_seed(5))[:, 0]
+    expected = {name: torch.zeros_like(p) for name, p in twin.tower.named_parameters()}
+    for image, label in zip(images, labels, strict=True):
+        twin.zero_grad()
+        F.log_softmax(twin(image[None]), dim=1)[0, label].backward()
+        for name, p in twin.tower.named_parameters():
+            expected[name] += p.grad**2 / 7
+    found = fisher_diagonal(model, images, seed=5, device="cpu", batch_size=7)
+    assert_close(found, expected)
+
+
+def test_fisher_draws_labels_from_the_model(tiny) -> None:
+    """Averaged over many draws it is Σ_y p(y|x) (∂ log p(y|x))²."""
+    model, images = tiny
+    image = images[:1]
+    exact = 0
+    for label, share in enumerate(model(image).softmax(1)[0].tolist()):
+        model.zero_grad()
+        F.log_softmax(model(image), dim=1)[0, label].backward()
+        exact = exact + share * model.tower.second.weight.grad**2
+    model.zero_grad()
+    found = fisher_diagonal(model, image.expand(4000, -1, -1, -1), seed=1, device="cpu", batch_size=500)
+    assert_close(found["second.weight"], exact, rtol=0.15, atol=0.05 * float(exact.max()))
+
+
+def test_gram_matrices_are_sums_over_the_layers_inputs(tiny) -> None:
+    model, images = tiny
+    pixels = model.pixels(images).flatten(1)
+    hidden = torch.tanh(model.tower.first(pixels))
+    found = gram_matrices(model, images, device="cpu", batch_size=3)
+    expected = {
+        "first.weight": sum(torch.outer(x, x) for x in pixels),
+        "second.weight": sum(torch.outer(x, x) for x in hidden),
+    }
+    assert_close(found, expected)
+
+
+def test_statistics_of_a_real_tower_fit_its_task_vectors() -> None:
+    suite = load_suite("thimble")
+    vectors, fisher, gram = [], [], []
+    for seed, task in enumerate(suite.tasks):
+        g = torch.Generator().manual_seed(seed)
+        move = {n: 0.01 * torch.randn(p.shape, generator=g) for n, p in suite.tower().named_parameters()}
+        vectors.append(TaskVector(move))
+        model = suite.classifier(task, suite.tower(vectors[-1]))
+        images = suite.tasks[task].train.images[:20]
+        fisher.append(fisher_diagonal(model, images, device="cpu"))
+        gram.append(gram_matrices(model, images, device="cpu"))
+    assert set(fisher[0]) == set(vectors[0])
+    assert len(gram[0]) == 6 * len(suite.tower().transformer.resblocks)
+    for method, statistics in (("fisher", fisher), ("regmean", gram)):
+        merged = merge(vectors, method, statistics=statistics)
+        mean = merge(vectors, "average")
+        assert (merged - mean).norm() > 1e-2 * mean.norm()
+        alone = merge(vectors[:1], method, statistics=statistics[:1])
+        assert (alone - vectors[0]).norm() < 1e-3 * vectors[0].norm()
