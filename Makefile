@@ -40,6 +40,8 @@ notebooks: $(READY)
 	$(BIN)/python tests/execute_notebooks.py
 
 bench: $(READY)
+	$(BIN)/python tests/bench/steps.py
+	$(BIN)/python tests/bench/disentanglement.py
 	$(BIN)/python tests/bench/ties.py
 
 # Three models of the kept evidence, trained again: the same bits on the same kind of CPU.
