@@ -39,7 +39,7 @@ def suite_hits(
 
     Args:
         tasks: those to measure, in place of all.
-        pictures: the first so many of each split (it is label-balanced from its start), in place of all.
+        pictures: the first so many of each split (no split goes class by class), in place of all.
         tangent: whether `vector` is one of the tangent model (see `Recipe.tangent`).
     """
     tower = suite.tower(vector, tangent=tangent)

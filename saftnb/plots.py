@@ -47,6 +47,15 @@ LABELS = {
 _INK, _QUIET = "#222222", "#8a8a8a"
 
 
+def _colour(recipe: str) -> str:
+    """A recipe's colour; one with changes in its name ("saft@rho=0.1") has that of the recipe it changes."""
+    return COLOURS.get(recipe.partition("@")[0], _QUIET)
+
+
+def _marker(recipe: str) -> str:
+    return MARKERS.get(recipe.partition("@")[0], "o")
+
+
 def use_style() -> None:
     """Apply the project's matplotlib style to this session."""
     plt.style.use(STYLE)
@@ -72,9 +81,9 @@ def training_curves(frame: pd.DataFrame) -> Figure:
             axis.plot(
                 part[x],
                 part["validation_accuracy"],
-                color=COLOURS[recipe],
-                marker=MARKERS[recipe],
-                label=LABELS[recipe],
+                color=_colour(recipe),
+                marker=_marker(recipe),
+                label=LABELS.get(recipe, recipe),
             )
         axis.set_xlabel(label)
     axes[0].set_ylabel("validation accuracy")
@@ -99,7 +108,7 @@ def loss_slices(frame: pd.DataFrame) -> Figure:
     legend = axes[0][0].get_legend()
     legend.set_title(None)
     for text in legend.get_texts():
-        text.set_text(LABELS[text.get_text()])
+        text.set_text(LABELS.get(text.get_text(), text.get_text()))
     return figure
 
 
@@ -118,10 +127,14 @@ def coefficient_curves(frame: pd.DataFrame) -> Figure:
                 part = part[part["keep"] == best["keep"]]
             keep = f", keep {best['keep']:.0%}" if pd.notna(best["keep"]) else ""
             axis.plot(
-                part["scale"], part["mean"], color=COLOURS[recipe], marker=MARKERS[recipe], label=LABELS[recipe] + keep
+                part["scale"],
+                part["mean"],
+                color=_colour(recipe),
+                marker=_marker(recipe),
+                label=LABELS.get(recipe, recipe) + keep,
             )
             axis.plot(best["scale"], best["mean"], "o", markersize=14, markerfacecolor="none", color=_INK)
-        axis.set(title=LABELS[method], xlabel="merging coefficient λ")
+        axis.set(title=LABELS.get(method, method), xlabel="merging coefficient λ")
         axis.legend(loc="best", fontsize=8)
     axes[0][0].set_ylabel("mean validation accuracy")
     return figure
@@ -150,7 +163,7 @@ def merging_comparison(
         for recipe, place in ((base, row - 0.14), (sharp, row + 0.14)):
             seeds = part.loc[part["recipe"] == recipe, "accuracy"]
             error = [[seeds.mean() - seeds.min()], [seeds.max() - seeds.mean()]] if len(seeds) > 1 else None
-            left.errorbar(seeds.mean(), place, xerr=error, fmt=MARKERS[recipe], color=COLOURS[recipe], markersize=7)
+            left.errorbar(seeds.mean(), place, xerr=error, fmt=_marker(recipe), color=_colour(recipe), markersize=7)
         gap = f"{difference.loc[model, 'mean']:+.1f}"
         left.annotate(gap, (max(means), row), (10, 0), textcoords="offset points", va="center", color=_INK)
     left.set(
@@ -162,7 +175,8 @@ def merging_comparison(
     left.margins(x=0.12)
     left.set_title("accuracy, and the difference in points")
     handles = [
-        plt.Line2D([], [], marker=MARKERS[r], color=COLOURS[r], linestyle="", label=LABELS[r]) for r in (base, sharp)
+        plt.Line2D([], [], marker=_marker(r), color=_colour(r), linestyle="", label=LABELS.get(r, r))
+        for r in (base, sharp)
     ]
     left.legend(handles=handles, loc="upper right", fontsize=8)
     reach = max(1.0, float(np.abs(difference.to_numpy()).max()))
@@ -194,7 +208,7 @@ def forest(frame: pd.DataFrame, *, base: str = "sgd", overall: str = "all", cost
     left = axes[0][0]
     offsets = np.linspace(0.02, 0.36, len(groups)) if len(groups) > 1 else np.array([0.2])
     for row, recipe in enumerate(recipes):
-        colour = COLOURS.get(recipe.partition("@")[0], _QUIET)
+        colour = _colour(recipe)
         for _, line in frame[frame["recipe"] == recipe].iterrows():
             bold = line["group"] == overall
             place = row - 0.2 if bold else row + offsets[groups.index(line["group"])]
@@ -216,7 +230,7 @@ def forest(frame: pd.DataFrame, *, base: str = "sgd", overall: str = "all", cost
     if cost is not None:
         right = axes[0][1]
         for row, recipe in enumerate(recipes):
-            colour = COLOURS.get(recipe.partition("@")[0], _QUIET)
+            colour = _colour(recipe)
             right.barh(row, cost[recipe], height=0.45, color=colour)
             right.annotate(f"{cost[recipe]:.1f}×", (cost[recipe], row), (4, 0), textcoords="offset points", va="center")
         right.axvline(1, color=_QUIET, linewidth=1)
@@ -267,8 +281,8 @@ def block_linearity(frame: pd.DataFrame) -> Figure:
         for recipe, part in frame.groupby("recipe", sort=False):
             grouped = part.groupby("block")[value]
             mean, spread = grouped.mean(), grouped.std().fillna(0)
-            axis.plot(mean.index, mean, color=COLOURS[recipe], marker=MARKERS.get(recipe, "o"), label=LABELS[recipe])
-            axis.fill_between(mean.index, mean - spread, mean + spread, color=COLOURS[recipe], alpha=0.15, linewidth=0)
+            axis.plot(mean.index, mean, color=_colour(recipe), marker=_marker(recipe), label=LABELS.get(recipe, recipe))
+            axis.fill_between(mean.index, mean - spread, mean + spread, color=_colour(recipe), alpha=0.15, linewidth=0)
         axis.set(xlabel="transformer block", ylabel=label, xticks=sorted(frame["block"].unique()))
     axes[1].axhline(1, color=_QUIET, linewidth=0.8)
     axes[0].legend(loc="best", fontsize=8)
@@ -289,7 +303,7 @@ def joint_losses(frame: pd.DataFrame) -> Figure:
             for axis, value in zip(axes[:, column], ("loss", "gap"), strict=True):
                 mean = part.groupby("alpha")[value].mean()
                 axis.plot(
-                    mean.index, mean, color=COLOURS[recipe], marker=MARKERS.get(recipe, "o"), label=LABELS[recipe]
+                    mean.index, mean, color=_colour(recipe), marker=_marker(recipe), label=LABELS.get(recipe, recipe)
                 )
         axes[0][column].set_title(pair, fontsize=10)
         axes[1][column].axhline(0, color=_QUIET, linewidth=0.8)
@@ -308,8 +322,8 @@ def sharpness_by_task(frame: pd.DataFrame, value: str, label: str) -> Figure:
     for number, recipe in enumerate(recipes):
         part = frame[frame["recipe"] == recipe]
         places = part["task"].map(tasks.index) + 0.24 * (number - (len(recipes) - 1) / 2)
-        marker = MARKERS.get(recipe, "o")
-        axis.plot(part[value], places, marker, color=COLOURS[recipe], label=LABELS[recipe], alpha=0.85)
+        marker = _marker(recipe)
+        axis.plot(part[value], places, marker, color=_colour(recipe), label=LABELS.get(recipe, recipe), alpha=0.85)
     axis.set(xscale="log", xlabel=label, yticks=range(len(tasks)), yticklabels=tasks)
     axis.set_ylim(len(tasks) - 0.5, -0.5)
     axis.legend(loc="best", fontsize=8)
@@ -331,12 +345,17 @@ def loss_planes(grid: pd.DataFrame, marks: pd.DataFrame) -> Figure:
         )
         for _, mark in marks[marks["recipe"] == recipe].iterrows():
             merged = mark["name"] == "merged"
-            axis.plot(mark["x"], mark["y"], "*" if merged else "o", color=COLOURS[recipe] if merged else "white",
+            axis.plot(mark["x"], mark["y"], "*" if merged else "o", color=_colour(recipe) if merged else "white",
                       markersize=14 if merged else 7, markeredgecolor=_INK)  # fmt: skip
             paper = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
             spot = (mark["x"], mark["y"])
             axis.annotate(mark["name"], spot, (6, 6), textcoords="offset points", color=_INK, fontsize=9, bbox=paper)
-        axis.set(title=LABELS[recipe], xlabel="along τ1, ‖Δθ‖₂", ylabel="across, towards τ2, ‖Δθ‖₂", aspect="equal")
+        axis.set(
+            title=LABELS.get(recipe, recipe),
+            xlabel="along τ1, ‖Δθ‖₂",
+            ylabel="across, towards τ2, ‖Δθ‖₂",
+            aspect="equal",
+        )
         axis.grid(False)
     bar = figure.colorbar(drawn, ax=axes, label="joint loss, nats", shrink=0.85)
     ticks = levels[::3]

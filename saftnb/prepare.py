@@ -137,11 +137,14 @@ def _download(repository: str, kind: str, folder: Path, patterns: Sequence[str])
     """The hub's files of these patterns into a folder, with progress; each is renamed into place when whole."""
     from huggingface_hub import snapshot_download
 
-    need = _hub_size(repository, kind, patterns)
     folder.mkdir(parents=True, exist_ok=True)
+    here = sum(file.stat().st_size for pattern in patterns for file in folder.glob(pattern))
+    need = _hub_size(repository, kind, patterns) - here
+    if kind == "dataset":
+        need += _hub_size(repository, kind, patterns)  # what `datasets` makes of it when it is first read
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise ValueError(f"{repository} takes {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on disk")
+        raise ValueError(f"{repository} takes {need / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free on disk")
     try:
         snapshot_download(repository, repo_type=kind, local_dir=folder, allow_patterns=list(patterns))
     except Exception as error:  # whatever the hub's client raises

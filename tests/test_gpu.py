@@ -5,7 +5,7 @@ import torch
 
 from saftnb.analysis import ascent_direction, loss_slice
 from saftnb.evaluate import ModelFamily, accuracy
-from saftnb.finetune import SharpnessAware, finetune, recipe
+from saftnb.finetune import SharpnessAware, finetune, recipe, train
 from saftnb.merging import TaskVector, merge
 from saftnb.suites import load_suite
 
@@ -24,6 +24,29 @@ def test_fine_tuning_learns_and_its_result_is_on_the_cpu(tmp_path, monkeypatch):
     result.task_vector.apply_to(tuned.tower)
     split = suite.tasks["patterns"].test
     assert accuracy(tuned, split, device="cuda") > accuracy(suite.classifier("patterns"), split, device="cuda") + 0.1
+
+
+def test_an_interrupted_training_goes_on_and_keeps_a_best_look_from_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAFTNB_STORE", str(tmp_path))
+    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+    suite = load_suite("thimble")
+    plan = recipe("saft", suite, steps=6, warmup=2, evaluate_every=2)
+    real = train.Training.look
+    looks = iter([0.9, 0.1, 0.1, 0.1])  # the first look stays the best
+
+    def look(self, loss):
+        real(self, loss)
+        accuracy = next(looks)
+        self.best_accuracy = max(self.best_accuracy, accuracy) if len(self.history) == 1 else self.best_accuracy
+        if self.next_step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "look", look)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(suite, "patterns", plan, device="cuda", progress=False)
+    result = finetune(suite, "patterns", plan, device="cuda", progress=False)
+    assert all(delta.device.type == "cpu" for delta in result.task_vector.values())
 
 
 @pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"accumulate": 2}])

@@ -79,7 +79,8 @@ def joint_loss(
 ) -> pd.DataFrame:  # fmt: skip
     """The joint loss L = Σ_t L_t of Σ αt θt, and its gap δ(α) = L(Σ αt θt) − Σ αt L(θt) (SAFT, arXiv 2504.14662).
 
-    δ > 0 is a barrier. Where all task models are poor on each other's tasks δ is small whatever else: read it beside L.
+    δ > 0 is a barrier. Where the task models are poor on each other's tasks the mixture is large, and δ small or
+    negative whatever their flatness: read it beside L.
 
     Args:
         vectors: task -> task vector; L sums over these tasks' splits.

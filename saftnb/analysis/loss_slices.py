@@ -14,6 +14,7 @@ from saftnb.finetune import ascent_step
 from saftnb.suites import Split
 
 Direction = dict[str, Tensor]
+BATCH = 50  # pictures a pass: sums over batches are exact, and ViT-L/14's gradients at 50 take some 26 GB
 
 
 def _unit(direction: Direction) -> Direction:
@@ -36,7 +37,7 @@ def ascent_direction(
     where = resolve_device(device)
     twin = copy.deepcopy(model).to(where).eval()
     twin.tower.requires_grad_(True)
-    for images, labels in zip(split.images.split(500), split.labels.split(500), strict=True):
+    for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
         loss = F.cross_entropy(twin(images.to(where)), labels.to(where), reduction="sum") / len(split)
         loss.backward()
     named = list(twin.tower.named_parameters())
@@ -57,12 +58,12 @@ def loss_slice(
     twin = copy.deepcopy(model).to(where).eval()
     parameters = dict(twin.tower.named_parameters())
     origin = {name: p.clone() for name, p in parameters.items()}
-    images, labels = split.images.to(where), split.labels.to(where)
+    labels = split.labels.to(where)
     rows = []
     for distance in distances:
         for name, p in parameters.items():
             p.copy_(origin[name] + distance * direction[name].to(where))
-        out = torch.cat([twin(batch) for batch in images.split(500)])
+        out = torch.cat([twin(batch.to(where)) for batch in split.images.split(100)])
         accuracy = (out.argmax(dim=1) == labels).float().mean().item()
         rows.append({"distance": float(distance), "loss": F.cross_entropy(out, labels).item(), "accuracy": accuracy})
     return pd.DataFrame(rows)

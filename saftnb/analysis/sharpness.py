@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from saftnb.analysis.loss_slices import ascent_direction, loss_slice
+from saftnb.analysis.loss_slices import BATCH, ascent_direction, loss_slice
 from saftnb.backbones import ImageClassifier, resolve_device
 from saftnb.evaluate import ModelFamily
 from saftnb.finetune import ascent_step
 from saftnb.suites import Split, Suite
 from saftnb.task_vector import TaskVector
+
+HESSIAN_BATCH = 16  # pictures a Hessian-vector product: at ViT-L/14 these take some 21 GB
 
 
 def hessian_eigenvalues(
@@ -29,7 +31,8 @@ def hessian_eigenvalues(
 
     Returns:
         top: the largest eigenvalue; bottom: the smallest one found; norm: ‖H‖₂, the larger of their magnitudes;
-        residual: ‖H v − top · v‖₂ for the unit vector v found (0: exact).
+        residual: ‖H v − top · v‖₂ for the unit vector v found. `top` is never above the true one; a small residual says
+            that it is near some eigenvalue.
     """
     where = resolve_device(device)
     tower = copy.deepcopy(parts[0][0].tower).to(where).eval().requires_grad_(True)
@@ -48,7 +51,7 @@ def hessian_eigenvalues(
             start += p.numel()
         total = torch.zeros_like(like)
         for twin, images, labels in terms:
-            for batch, wanted in zip(images.split(100), labels.split(100), strict=True):
+            for batch, wanted in zip(images.split(HESSIAN_BATCH), labels.split(HESSIAN_BATCH), strict=True):
                 loss = F.cross_entropy(twin(batch), wanted, reduction="sum") / len(labels)
                 gradient = torch.autograd.grad(loss, weights, create_graph=True)
                 found = torch.autograd.grad(gradient, weights, pieces)
@@ -114,7 +117,7 @@ def _ascent_length(model: ImageClassifier, split: Split, perturbation: str, devi
     where = resolve_device(device)
     twin = copy.deepcopy(model).to(where).eval()
     twin.tower.requires_grad_(True)
-    for images, labels in zip(split.images.split(500), split.labels.split(500), strict=True):
+    for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
         (F.cross_entropy(twin(images.to(where)), labels.to(where), reduction="sum") / len(split)).backward()
     steps = ascent_step(list(twin.tower.named_parameters()), perturbation, 1.0)
     return math.sqrt(sum(float(step.double().square().sum()) for step in steps))
@@ -126,7 +129,7 @@ def loss_plane(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """The joint loss of two tasks in the plane of θ0, θ1 and θ2.
 
-    x runs along τ1, y across it towards τ2, both in units of ‖θ‖₂, so that distances in the figure are distances in
+    x runs along τ1, y across it towards τ2, both as Euclidean lengths, so that distances in the figure are those of the
     weights.
 
     Args:

@@ -65,7 +65,7 @@ def _train(suite, task, plan, seed, where, inputs, progress) -> store.FineTuned:
     training = Training(model, suite.tasks[task], plan, seed, where)
     if state_file.is_file():
         try:
-            state = torch.load(state_file, map_location=where, weights_only=True)
+            state = torch.load(state_file, map_location="cpu", weights_only=True)
         except Exception:  # whatever torch makes of a file that is not one of its own
             warnings.warn(f"the training state {state_file.name} cannot be read: training starts anew", stacklevel=3)
         else:

@@ -17,7 +17,7 @@ from saftnb.finetune.sharpness_aware import SharpnessAware
 from saftnb.suites import Split, Task
 
 CPU_THREADS = 1  # one process per core beats two threads here, and other counts give other bits
-SAVE_EVERY = 50  # steps between saves of the training state
+SAVE_EVERY = 50  # steps between saves of the training state, at least
 
 
 def build_optimizer(tower: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -30,7 +30,7 @@ def build_optimizer(tower: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def draw_batch(split: Split, recipe: Recipe, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Pictures (pixels in [0, 1]) and labels of one step: epochs of fresh shuffles, the last short batch dropped."""
+    """Pictures (uint8, or in [0, 1]) and labels of one step: epochs of fresh shuffles, the last short batch dropped."""
     size = min(recipe.batch_size, len(split))
     per_epoch = len(split) // size
     epoch, position = divmod(step, per_epoch)
@@ -168,7 +168,7 @@ class Training:
 
     def run(self, save: Callable[[dict], None], *, label: str, progress: bool) -> None:
         """Train to the end, or to the accuracy at which the recipe stops, saving the state now and then."""
-        steps = self.recipe.steps
+        steps, saved, cost = self.recipe.steps, time.perf_counter(), 0.0
         bar = tqdm(total=steps, initial=self.next_step, desc=label, disable=not progress, mininterval=1)
         with threads(CPU_THREADS), bar:
             while self.next_step < steps and not self.reached:
@@ -178,8 +178,13 @@ class Training:
                     self.look(loss)
                     bar.set_postfix_str(f"validation {self.history[-1][2]:.3f}", refresh=False)
                 self.seconds += time.perf_counter() - start
-                if self.next_step % SAVE_EVERY == 0 and self.next_step < steps and not self.reached:
+                # A state is large at full size: saving takes a tenth of the time at most.
+                due = self.next_step % SAVE_EVERY == 0 and time.perf_counter() - saved >= 10 * cost
+                if due and self.next_step < steps and not self.reached:
+                    start = time.perf_counter()
                     save(self.state())
+                    saved = time.perf_counter()
+                    cost = saved - start
                 bar.update()
 
 

@@ -112,10 +112,11 @@ def per_target(
     for task in tasks:
         row = found.curve.loc[found.curve[task].idxmax()]
         point = {name: row[name].item() for name in coefficients}
-        key = tuple(point.values())
+        unit = point | {"scale": 1.0} if "scale" in point else point
+        key = tuple(unit.values())
         if key not in merged:
-            merged[key] = merge(vectors, method, space=space, statistics=statistics, **point)
-        result[task] = point, merged[key]
+            merged[key] = merge(vectors, method, space=space, statistics=statistics, **unit)
+        result[task] = point, point.get("scale", 1.0) * merged[key]
     return result
 
 

@@ -33,7 +33,7 @@ def whole(picture: Image.Image, size: int) -> Tensor:
 
 
 def cropped(picture: Image.Image, size: int, smallest: float, generator: torch.Generator) -> Tensor:
-    """A random part of a picture for training, in [0, 1], (3, size, size), bicubic, as torchvision's
+    """A random part of a picture for training, uint8 (3, size, size), bicubic, as torchvision's
     `RandomResizedCrop(size, scale=(smallest, 1))`: ten tries for a box that fits, else the largest centred one."""
     wide, high = picture.size
     for _ in range(10):
@@ -48,7 +48,7 @@ def cropped(picture: Image.Image, size: int, smallest: float, generator: torch.G
         w, h = min(wide, round(high * 4 / 3)), min(high, round(wide * 4 / 3))
         top, left = (high - h) // 2, (wide - w) // 2
     part = pictures.resized_crop(picture, top, left, h, w, [size, size], interpolation=BICUBIC)
-    return pictures.to_dtype(pictures.pil_to_tensor(part.convert("RGB")), torch.float32, scale=True)
+    return pictures.pil_to_tensor(part.convert("RGB"))
 
 
 class StoredSplit:
@@ -65,7 +65,9 @@ class StoredSplit:
         name: what the file is called and progress shows, such as "cars-test".
     """
 
-    workers = min(8, os.cpu_count() or 1)  # processes that decode training batches ahead
+    workers = min(
+        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )  # processes that decode training batches ahead
 
     def __init__(self, table, rows: Tensor, size: int, cache: Path, *, identity: str, name: str):
         self.table, self.rows, self.size, self.cache, self.identity, self.name = (
@@ -109,7 +111,7 @@ class StoredSplit:
         return torch.from_numpy(np.memmap(self.file, np.uint8, "c", shape=shape))  # "c": writes stay in memory
 
     def crops(self, index: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
-        """Training pictures in [0, 1], float (len(index), 3, size, size), each a random crop."""
+        """Training pictures, uint8 (len(index), 3, size, size), each a random crop."""
         chosen = [self.table[row]["image"] for row in self.rows[index].tolist()]
         return torch.stack([cropped(picture, self.size, smallest, generator) for picture in chosen])
 
@@ -124,6 +126,9 @@ class StoredSplit:
             need, have = self.bytes / 2**30, free / 2**30
             raise OSError(f"{self.name}: its decoded pictures take {need:.1f} GiB, and {have:.1f} GiB are free on disk")
         part = self.file.with_suffix(f".{os.getpid()}.part")
+        for left in self.cache.glob(f"{self.file.stem}.*.part"):  # of a process that was killed
+            if not Path("/proc", left.suffixes[-2][1:]).exists():
+                left.unlink(missing_ok=True)
         try:
             with part.open("wb") as out:
                 for picture in tqdm(self._whole(self.rows), total=len(self), desc=f"decode {self.name}", mininterval=1):

@@ -143,15 +143,18 @@ def vision8_task(name: str, size: int, splits: str = "saft", deal: int = 0) -> T
 
 
 def divide_rows(name: str, train: int, test: int, splits: str, deal: int) -> dict[str, tuple[str, Tensor]]:
-    """Split -> which part of the data set it comes from, and which rows of it."""
+    """Split -> which part of the data set it comes from, and which rows of it.
 
-    def permutation(size: int) -> Tensor:
-        return torch.randperm(size, generator=torch.Generator().manual_seed(deal))
+    All in a random order, the same each time: the hub's own may go class by class, and analyses take the first rows.
+    """
+
+    def permutation(size: int, seed: int = deal) -> Tensor:
+        return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
 
     if splits == "knots" and name in KNOTS_FROM_TEST:
         order, held = permutation(test), test // 5
         return {
-            "train": ("train", torch.arange(train)),
+            "train": ("train", permutation(train)),
             "validation": ("test", order[:held]),
             "test": ("test", order[held:]),
         }
@@ -159,7 +162,7 @@ def divide_rows(name: str, train: int, test: int, splits: str, deal: int) -> dic
     return {
         "train": ("train", order[: train - held]),
         "validation": ("train", order[train - held :]),
-        "test": ("test", torch.arange(test)),
+        "test": ("test", permutation(test, 0)),
     }
 
 
