@@ -18,6 +18,7 @@ from saftnb.suites import Split, Task
 
 CPU_THREADS = 1  # one process per core beats two threads here, and other counts give other bits
 SAVE_EVERY = 50  # steps between saves of the training state, at least
+SAVE_SHARE = 0.1  # of the time may go into saves: at full size a state is some GB
 
 
 def build_optimizer(tower: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -178,8 +179,7 @@ class Training:
                     self.look(loss)
                     bar.set_postfix_str(f"validation {self.history[-1][2]:.3f}", refresh=False)
                 self.seconds += time.perf_counter() - start
-                # A state is large at full size: saving takes a tenth of the time at most.
-                due = self.next_step % SAVE_EVERY == 0 and time.perf_counter() - saved >= 10 * cost
+                due = self.next_step % SAVE_EVERY == 0 and time.perf_counter() - saved >= cost / SAVE_SHARE
                 if due and self.next_step < steps and not self.reached:
                     start = time.perf_counter()
                     save(self.state())

@@ -334,6 +334,7 @@ def test_interrupted_training_goes_on_to_the_same_bits(suite, fresh_store, monke
     whole = finetune(suite, "digits", plan(), progress=False)
     monkeypatch.setenv("SAFTNB_STORE", str(fresh_store) + "-2")
     monkeypatch.setattr(train_module, "SAVE_EVERY", 2)
+    monkeypatch.setattr(train_module, "SAVE_SHARE", float("inf"))
     real = Training.step
 
     def dies(self):
@@ -351,6 +352,16 @@ def test_interrupted_training_goes_on_to_the_same_bits(suite, fresh_store, monke
     assert equal(whole.task_vector, resumed.task_vector)
     assert whole.history.equals(resumed.history)
     assert not list((store.store_root() / ".partial").glob("*.pt"))
+
+
+def test_slow_saves_are_made_less_often(suite, monkeypatch):
+    monkeypatch.setattr(train_module, "SAVE_EVERY", 1)
+    settings = plan("sgd", steps=30, evaluate_every=30)
+    saved = []
+    training = Training(suite.classifier("digits"), suite.tasks["digits"], settings, 0, CPU)
+    training.run(lambda state: saved.append(state["next_step"]) or time.sleep(0.3), label="", progress=False)
+    assert saved[0] == 1
+    assert len(saved) < 10
 
 
 def test_a_training_state_that_cannot_be_read_is_left_aside(suite, fresh_store, monkeypatch):
