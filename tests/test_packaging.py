@@ -91,7 +91,7 @@ def test_the_readme_quotes_only_numbers_of_the_kept_evidence():
     against = pd.read_csv(folder / "saft_against.csv").set_index("SAFT minus")
     number = r"[+-]\d+\.\d"
     interval = rf"({number})\s+points\s+\(({number})\s+to\s+({number})\)"
-    found = re.findall(rf"(SAFT minus )?`([\w-]+)`[^`|]*?\s{interval}", section)
+    found = re.findall(rf"(SAFT\s+minus\s+)?`([\w-]+)`[^`|]*?\s{interval}", section)
     assert len(found) == len(re.findall(interval, section)) >= 4
     for minus, recipe, *numbers in found:
         line = against.loc[recipe] if minus else primary.loc[(recipe, "all backbones")]
