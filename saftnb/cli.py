@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _grid(options: argparse.Namespace) -> int:
     from saftnb.batch.grid import load_grid
-    from saftnb.batch.local import estimate, plan, run_grid
+    from saftnb.batch.local import estimate, measured_hours, plan, run_grid
 
     with _refusing(ValueError, FileNotFoundError):
         if options.jobs is not None and options.jobs < 1:
@@ -80,7 +80,7 @@ def _grid(options: argparse.Namespace) -> int:
         for run_id, reason in planned.reasons.items():
             kept = f"take     {run_id}: done before, in {grid.kept.name}" if run_id in planned.kept else ""
             print(kept or (f"run      {run_id}: {reason}" if reason else f"skip     {run_id}: done before"))
-        about = estimate(grid, planned.todo, options.jobs or grid.jobs)
+        about = estimate(grid, planned.todo, options.jobs or grid.jobs) or measured_hours(grid, planned.todo)
         print(f"{len(planned.todo)} to do{about}")
         return 0
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from saftnb.backbones import resolve_device, tangent_embeddings
@@ -230,6 +231,33 @@ def hierarchical_bootstrap(
     samples = values[rows[:, :, None], columns[:, None, :]].mean(axis=(1, 2))
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return float(values.mean()), float(low), float(high)
+
+
+def seed_interval(differences: Sequence[float], *, level: float = 0.95) -> tuple[float, float, float]:
+    """The mean of paired differences, one a training seed, with Student's t interval (n − 1 degrees of freedom).
+
+    It takes the differences for independent and normal, and covers training seeds alone: the same backbone, the same
+    pictures. With two or three seeds it is wide, as it should be. With one seed its ends are NaN.
+
+    Returns:
+        (mean, low, high), in the differences' units.
+
+    Raises:
+        ValueError: no difference, or one that is not finite.
+    """
+    values = np.asarray(differences, dtype=float)
+    if not values.size or not np.isfinite(values).all():
+        raise ValueError("needs at least one difference, all of them finite")
+    if values.size == 1:
+        return float(values[0]), math.nan, math.nan
+    reach = stats.t.ppf((1 + level) / 2, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size)
+    return float(values.mean()), float(values.mean() - reach), float(values.mean() + reach)
+
+
+def interval_text(interval: tuple[float, float, float], digits: int = 1) -> str:
+    """ "+0.4 (−0.2 to +1.0)", or the mean alone where the interval's ends are NaN."""
+    mean, low, high = (f"{value:+.{digits}f}".replace("-", "−") for value in interval)
+    return mean if math.isnan(interval[1]) else f"{mean} ({low} to {high})"
 
 
 def with_mean(table: pd.DataFrame) -> pd.DataFrame:

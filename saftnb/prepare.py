@@ -15,6 +15,8 @@ from saftnb.suites import sources, vision8
 
 PICTURE = 224  # pixels a side of all of OpenAI's backbones here
 
+SHARED_MEMORY = 2  # GiB that are enough for eight workers with batches of 128 pictures of 224 pixels
+
 
 class Unreachable(RuntimeError):
     """The hub does not answer."""
@@ -42,7 +44,19 @@ def _machine() -> list[tuple[str, ...]]:
     return [
         ("device", kind, size),
         ("memory", "", memory),
+        *_shared_memory(),
         ("disk for data", "free", f"{shutil.disk_usage(place).free / 2**30:.0f} GiB"),
+    ]
+
+
+def _shared_memory() -> list[tuple[str, ...]]:
+    """A row where it is too small for the processes that prepare training pictures, as containers often have it."""
+    place = Path("/dev/shm")
+    if not place.is_dir() or (there := shutil.disk_usage(place).total / 2**30) >= SHARED_MEMORY:
+        return []
+    command = f"docker run --shm-size={SHARED_MEMORY}g …"
+    return [
+        ("shared memory", "small", f"{there:.2f} GiB", command, "the workers that prepare pictures pass them in it")
     ]
 
 

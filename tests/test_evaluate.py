@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,9 +18,11 @@ from saftnb.evaluate import (
     hierarchical_bootstrap,
     hits,
     individual_hits,
+    interval_text,
     logits,
     normalised,
     paired_interval,
+    seed_interval,
     suite_hits,
     with_mean,
 )  # fmt: skip
@@ -191,3 +194,32 @@ def test_tables_with_holes_are_refused():
     for bad in (pd.DataFrame(), table([[1.0, np.nan]])):
         with pytest.raises(ValueError, match="a finite number in each cell"):
             hierarchical_bootstrap(bad)
+
+
+@given(st.lists(st.floats(-50, 50), min_size=2, max_size=6), st.sampled_from([0.5, 0.9, 0.95]))
+def test_seed_interval_is_that_of_the_paired_t_test(gaps, level):
+    """By the definition: the interval's ends are where a two-sided t test just rejects."""
+    mean, low, high = seed_interval(gaps, level=level)
+    assert mean == pytest.approx(sum(gaps) / len(gaps), abs=1e-9)
+    assert high - mean == pytest.approx(mean - low, abs=1e-9)
+    if np.std(gaps) > 1e-6:
+        assert scipy.stats.ttest_1samp(gaps, low).pvalue == pytest.approx(1 - level, abs=1e-6)
+        assert scipy.stats.ttest_1samp(gaps, high).pvalue == pytest.approx(1 - level, abs=1e-6)
+
+
+def test_seed_interval_covers_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(1.0, 2.0, (4000, 3))
+    inside = [low <= 1.0 <= high for _, low, high in map(seed_interval, draws)]
+    assert 0.94 < np.mean(inside) < 0.96
+
+
+def test_one_seed_has_no_interval():
+    mean, low, high = seed_interval([0.5])
+    assert mean == 0.5
+    assert np.isnan(low)
+    assert np.isnan(high)
+    assert interval_text((mean, low, high)) == "+0.5"
+    assert interval_text((-0.25, -1.0, 0.5), 2) == "−0.25 (−1.00 to +0.50)"
+    for bad in ([], [1.0, np.nan]):
+        with pytest.raises(ValueError, match="at least one difference"):
+            seed_interval(bad)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from saftnb.batch import load_grid
 from saftnb.batch.kept import headline_figures
 
 ROOT = Path(__file__).parent.parent
@@ -64,12 +65,12 @@ def test_rooms_import_only_from_rooms_above_them():
 
 
 def test_every_notebook_runs_with_vision8_on_stand_ins():
-    runs = yaml.safe_load((ROOT / "tests" / "standins.yaml").read_text())["runs"]
-    named = {Path(run["notebook"]).name for run in runs}
+    grid = load_grid(ROOT / "tests" / "standins.yaml")
+    named = {run.notebook.name for run in grid.runs}
     there = {path.stem for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
     # One makes the pocket backbone; the other has no suite, it reads what a grid recorded.
     assert there - named == {"pretrain_pocket_clip", "03_evidence"}
-    assert all(run["parameters"]["suite"] == "vision8" for run in runs)
+    assert all(run.parameters["suite"] == "vision8" for run in grid.runs)
 
 
 def test_nothing_that_users_read_names_a_machine():

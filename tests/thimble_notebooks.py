@@ -21,6 +21,7 @@ SIZES = {
     },
     "02_merging_comparison": {
         "suite": "thimble",
+        "seeds": [0, 1],
         "scales": [0.1, 0.5],
         "ties_scales": [0.5],
         "keeps": [0.2],
@@ -29,10 +30,17 @@ SIZES = {
         "statistics_pictures": 20,
     },
     "03_evidence": {"draws": 500},
-    "04_weight_disentanglement": {"suite": "thimble", "pairs": ["digits+patterns"], "cells": 3, "pictures": 20},
-    "05_cross_task_linearity": {"suite": "thimble", "pictures": 10},
+    "04_weight_disentanglement": {
+        "suite": "thimble",
+        "seeds": [0, 1],
+        "pairs": ["digits+patterns"],
+        "cells": 3,
+        "pictures": 20,
+    },
+    "05_cross_task_linearity": {"suite": "thimble", "seeds": [0, 1], "pictures": 10},
     "06_joint_loss_linearity": {
         "suite": "thimble",
+        "seeds": [0, 1],
         "pairs": ["digits+patterns"],
         "points": 3,
         "pictures": 20,
@@ -41,6 +49,7 @@ SIZES = {
     },
     "07_sharpness": {
         "suite": "thimble",
+        "seeds": [0, 1],
         "pair": "digits+patterns",
         "hessian_pictures": 10,
         "lanczos_steps": 3,
@@ -50,6 +59,7 @@ SIZES = {
         "grid": 3,
         "plane_pictures": 10,
     },
+    "appendix/finetune_task": {"suite": "thimble"},
     "appendix/evidence_seed": {
         "suite": "thimble",
         "scales": [0.1, 0.5],

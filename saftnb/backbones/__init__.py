@@ -8,13 +8,13 @@ from saftnb.backbones.attention import (
     unfuse_attention,
     unfuse_state,
 )
-from saftnb.backbones.clip import POCKET_BACKBONES, Backbone, ImageClassifier, load_pocket_backbone
+from saftnb.backbones.clip import POCKET_BACKBONES, Backbone, ImageClassifier, build_clip, load_pocket_backbone
 from saftnb.backbones.device import require_bf16, resolve_device, threads
 from saftnb.backbones.openai import OPENAI_BACKBONES, load_openai_backbone
 from saftnb.backbones.tangent import TangentTower, tangent_embeddings
 
 __all__ = [
     "OPENAI_BACKBONES", "POCKET_BACKBONES", "Attention", "Backbone", "ImageClassifier", "TangentTower",
-    "attention_weights", "fuse_attention", "fuse_state", "load_openai_backbone", "load_pocket_backbone",
+    "attention_weights", "build_clip", "fuse_attention", "fuse_state", "load_openai_backbone", "load_pocket_backbone",
     "require_bf16", "resolve_device", "tangent_embeddings", "threads", "unfuse_attention", "unfuse_state",
 ]  # fmt: skip

@@ -13,6 +13,7 @@
       - notebook: 02_merging_comparison
         after: [01_sharpness_aware_finetuning]    # waits for all runs of that notebook
         budget: 120                               # seconds, kept in the manifest
+        gradients: 8000                           # training work, in gradients of a full batch, for the dry run
 
 Everything is checked before anything starts; an error is one line with the file and the line in it.
 """
@@ -23,7 +24,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from saftnb.batch.source import GridError, GridFile, Place
 __all__ = ["Grid", "GridError", "Run", "load_grid"]
 
 GRID_KEYS = ("name", "engine", "defaults", "jobs", "threads", "kept", "runs")
-ENTRY_KEYS = ("notebook", "parameters", "sweep", "zip", "after", "budget")
+ENTRY_KEYS = ("notebook", "parameters", "sweep", "zip", "after", "budget", "gradients")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Run:
     root: Path = field(default=Path("runs"), repr=False)
     after: tuple[str, ...] = ()
     budget: float | None = None
+    gradients: float | None = None
 
     @property
     def id(self) -> str:
@@ -100,7 +102,8 @@ def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
                 {p.name: p.default for p in notebook.parameters.values()} | given,
                 given,
                 Path(runs).absolute(),
-                budget=_budget(source, ("runs", i, "budget"), entry.get("budget")),
+                budget=_amount(source, ("runs", i, "budget"), entry.get("budget"), "seconds"),
+                gradients=_amount(source, ("runs", i, "gradients"), entry.get("gradients"), "gradients"),
             )
             for given in _points(source, ("runs", i), entry, notebook, defaults)
         ]
@@ -117,11 +120,11 @@ def _count(source: GridFile, key: str, value: Any) -> int:
     return value
 
 
-def _budget(source: GridFile, place: Place, value: Any) -> float | None:
+def _amount(source: GridFile, place: Place, value: Any, unit: str) -> float | None:
     if value is None:
         return None
     if type(value) not in (int, float) or not 0 < value < math.inf:
-        source.fail(place, f"budget is {value!r}, not a number of seconds")
+        source.fail(place, f"{place[-1]} is {value!r}, not a number of {unit}")
     return float(value)
 
 
@@ -131,9 +134,12 @@ def _notebook(source: GridFile, place: Place, entry: Any) -> Notebook:
     if not isinstance(wanted, str) or not wanted:
         source.fail((*place, "notebook"), "the run names no notebook")
     try:
-        return find_notebook(wanted, source.path)
+        notebook = find_notebook(wanted, source.path)
     except NotebookError as error:
         source.fail((*place, "notebook"), str(error))
+    if "gradients" in entry and not {"suite", "backbone"} <= notebook.parameters.keys():
+        source.fail((*place, "gradients"), f"{notebook.name}: gradients are of a notebook with a suite and a backbone")
+    return notebook
 
 
 def _defaults(source: GridFile, values: Any, notebooks: list[Notebook]) -> dict[str, Any]:
@@ -228,4 +234,4 @@ def _ordered(source: GridFile, entries: list[Any], made: list[list[Run]]) -> Ite
         except CycleError as error:
             source.fail(place, f"after goes round in a circle: {' <- '.join(error.args[1])}")
         waits = tuple(dict.fromkeys(run_id for name in names for run_id in ids[name]))
-        yield from (Run(r.grid, r.notebook, r.parameters, r.overrides, r.root, waits, r.budget) for r in runs)
+        yield from (replace(run, after=waits) for run in runs)

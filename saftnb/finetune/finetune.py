@@ -1,6 +1,8 @@
 """`finetune`: a task model from the checkpoint store, trained first where the store lacks it."""
 
+import itertools
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -57,6 +59,45 @@ def finetune(
         return found
     with store.locked(inputs):
         return store.load(inputs) or _train(suite, task, plan, seed, where, inputs, progress)
+
+
+class TaskVectors(Mapping[tuple[str, int], dict[str, TaskVector]]):
+    """(recipe, seed) -> task -> task vector. All are trained at the start, or found; one (recipe, seed) at a time is in
+    memory, read anew from the store when asked for: at full size there is no room for them all.
+
+    Args:
+        plans: a recipe by its name. seeds: training seeds. tasks: those of the suite to train; () is all of them.
+    """
+
+    def __init__(
+        self, suite: Suite, plans: Mapping[str, Recipe], seeds: Sequence[int], tasks: Sequence[str] = (), *,
+        device: str = "auto", progress: bool = True,
+    ):  # fmt: skip
+        self._suite, self._plans, self._device, self._progress = suite, dict(plans), device, progress
+        self.tasks = tuple(tasks or suite.tasks)
+        self._keys = list(dict.fromkeys(itertools.product(self._plans, seeds)))
+        self._last: tuple[tuple[str, int] | None, dict[str, TaskVector]] = (None, {})
+        for name, seed in self._keys:
+            for task in self.tasks:
+                self._find(name, seed, task)
+
+    def _find(self, name: str, seed: int, task: str) -> TaskVector:
+        plan = self._plans[name]
+        return finetune(self._suite, task, plan, seed, device=self._device, progress=self._progress).task_vector
+
+    def __getitem__(self, key: tuple[str, int]) -> dict[str, TaskVector]:
+        if key not in self._keys:
+            raise KeyError(key)
+        if self._last[0] != key:
+            self._last = (None, {})  # free the old ones first
+            self._last = key, {task: self._find(*key, task) for task in self.tasks}
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 def _train(suite, task, plan, seed, where, inputs, progress) -> store.FineTuned:

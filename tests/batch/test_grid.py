@@ -166,6 +166,7 @@ runs:
         ("runs:\n- notebook: 01_train\n  after: 01_train", r":3: after goes round in a circle"),
         ("runs:\n- notebook: 01_train\n  after: {a: 1}", r":3: after is not a list"),
         ("runs:\n- notebook: 01_train\n  budget: -1", r":3: budget is -1"),
+        ("runs:\n- notebook: 01_train\n  gradients: 9", r":3: 01_train: gradients are of a notebook with a suite"),
         ("jobs: 0\nruns: [{notebook: 01_train}]", r":1: jobs is 0"),
         ("jobs: true\nruns: [{notebook: 01_train}]", r":1: jobs is True"),
         ("name: ../x\nruns: [{notebook: 01_train}]", r":1: the name '../x'"),

@@ -1,6 +1,7 @@
 """Fine-tuning is memoised by content, resumable, and the same bits for the same seed."""
 
 import dataclasses
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -10,13 +11,14 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from saftnb.evaluate import accuracy
-from saftnb.finetune import finetune, recipe, store
+from saftnb.finetune import TaskVectors, finetune, recipe, store
 from saftnb.finetune import train as train_module
 from saftnb.finetune.train import Training, draw_batch
 from saftnb.suites import load_suite
@@ -503,3 +505,22 @@ def test_training_fixes_its_own_thread_count(suite, monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert seen == [1, 1, 1]
+
+
+def test_task_vectors_are_all_trained_first_and_then_loaded_one_recipe_and_seed_at_a_time(suite, monkeypatch):
+    steps = count_steps(monkeypatch)
+    plans = {"sgd": plan("sgd"), "saft": plan()}
+    vectors = TaskVectors(suite, plans, [0, 1], progress=False)
+    assert len(steps) == 2 * 2 * 2 * 6
+    assert list(vectors) == [("sgd", 0), ("sgd", 1), ("saft", 0), ("saft", 1)]
+    found = weakref.ref(vectors["sgd", 1]["digits"])
+    assert vectors["sgd", 1]["digits"] is found()
+    direct = finetune(suite, "digits", plans["saft"], 1, progress=False).task_vector
+    assert equal(vectors["saft", 1]["digits"], direct)
+    gc.collect()
+    assert found() is None
+    assert len(steps) == 2 * 2 * 2 * 6
+    assert list(vectors["sgd", 0]) == ["digits", "patterns"]
+    assert list(TaskVectors(suite, plans, [0], ["patterns"], progress=False)["sgd", 0]) == ["patterns"]
+    with pytest.raises(KeyError):
+        vectors["sgd", 2]

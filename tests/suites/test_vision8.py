@@ -248,7 +248,14 @@ def test_a_failed_download_says_that_it_can_go_on(data, monkeypatch, capsys):
     assert "unknown backbone 'ViT-H'; those with OpenAI's weights: ViT-B-32" in capsys.readouterr().err
 
 
-def test_doctor_prints_one_table(data, capsys):
+def test_doctor_names_shared_memory_that_is_too_small(data, monkeypatch):
+    monkeypatch.setattr(prepare, "SHARED_MEMORY", 10**9)
+    row = prepare.doctor().loc["shared memory"]
+    assert (row["state"], row["command"]) == ("small", "docker run --shm-size=1000000000g …")
+
+
+def test_doctor_prints_one_table(data, capsys, monkeypatch):
+    monkeypatch.setattr(prepare, "SHARED_MEMORY", 0)
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["what", "state", "size", "command", "why"]
