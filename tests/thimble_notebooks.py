@@ -72,6 +72,7 @@ SIZES = {
         "suite": "thimble",
         "tasks": ["digits"],
         "rates": [1e-3],
+        "ft_rates": [1e-3],
         "more_rates": [],
         "decays": [0.1],
         "saft_radii": [0.2],
