@@ -1,6 +1,6 @@
-"""The list of merge methods: a decorated function is a method, its signature is its schema.
+"""The lists of merge methods and merge spaces: a decorated function is one, its signature is its schema.
 
-A method takes the task vectors first and its hyperparameters by keyword, each annotated with what it may be:
+Either takes the task vectors first and its hyperparameters by keyword, each annotated with what it may be:
 `Annotated[float, Range(0, 1)]`, `Annotated[int, Range(0)]`, `bool` or `Literal["mean", "sum"]`.
 """
 
@@ -9,16 +9,12 @@ from __future__ import annotations
 import inspect
 import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-from torch import Tensor
+from saftnb.task_vector import TaskVector
 
-from saftnb.merging.spans import first_not_finite
-from saftnb.task_vector import TaskVector, require_same_parameters
-
-SPACES = ("weights",)
 REQUIRED = inspect.Parameter.empty
 
 
@@ -78,13 +74,12 @@ class Hyperparameter:
 
 
 @dataclass(frozen=True)
-class Method:
-    """A registered merge method: its function, its hyperparameters by name, and whether it needs statistics."""
+class Schema:
+    """A registered function and its hyperparameters by name."""
 
     name: str
-    function: Callable[..., TaskVector]
+    function: Callable
     hyperparameters: dict[str, Hyperparameter]
-    needs_statistics: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}({'; '.join(map(str, self.hyperparameters.values()))})"
@@ -107,17 +102,39 @@ class Method:
         return complete
 
 
+@dataclass(frozen=True)
+class Method(Schema):
+    """A merge method: (vectors, [statistics], **hyperparameters) → task vector."""
+
+    needs_statistics: bool = False
+
+
+@dataclass(frozen=True)
+class Space(Schema):
+    """A merge space: (vectors, **hyperparameters) → (representations, a function from one of those back to weights)."""
+
+
 _METHODS: dict[str, Method] = {}
+_SPACES: dict[str, Space] = {}
 
 
 def method(function: Callable[..., TaskVector]) -> Callable[..., TaskVector]:
     """Registers a function as the merge method of its name. Raises TypeError on an unusable annotation."""
+    needs = "statistics" in inspect.signature(function).parameters
+    _METHODS[function.__name__] = Method(function.__name__, function, _schema(function), needs)
+    return function
+
+
+def space(function: Callable) -> Callable:
+    """Registers a function as the merge space of its name. Raises TypeError on an unusable annotation."""
+    _SPACES[function.__name__] = Space(function.__name__, function, _schema(function))
+    return function
+
+
+def _schema(function: Callable) -> dict[str, Hyperparameter]:
     hints = typing.get_type_hints(function, include_extras=True)
     keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    schema = {p.name: _hyperparameter(p.name, hints[p.name], p.default) for p in keywords}
-    needs = "statistics" in inspect.signature(function).parameters
-    _METHODS[function.__name__] = Method(function.__name__, function, schema, needs)
-    return function
+    return {p.name: _hyperparameter(p.name, hints[p.name], p.default) for p in keywords}
 
 
 def _hyperparameter(name: str, hint: object, default: object) -> Hyperparameter:
@@ -136,54 +153,6 @@ def methods() -> dict[str, Method]:
     return dict(_METHODS)
 
 
-def merge(
-    vectors: Sequence[TaskVector],
-    method: str,
-    *,
-    space: str = "weights",
-    statistics: Sequence[Mapping[str, Tensor]] | None = None,
-    **hyperparameters: object,
-) -> TaskVector:
-    """One task vector out of n, to be added to the base model: `merge(...).apply_to(model)`.
-
-    vectors: task vectors of equal names and shapes, all on one device. A parameter may have any floating
-        dtype; it is computed in float32 at least, and the result has its dtype (promoted where they differ).
-    method: a name in `methods()`. hyperparameters: the method's own, each with a default.
-    space: where the method works; only "weights", the task vectors themselves, for now.
-    statistics: one mapping from parameter names to tensors for each task, for a method that needs them; see there.
-
-    Raises ValueError, in one line, on an unknown method, space or hyperparameter, a value out of range,
-    vectors that do not fit together, and values that are not finite.
-    """
-    if method not in _METHODS:
-        raise ValueError(f"there is no merge method {method!r}; allowed are {', '.join(sorted(_METHODS))}")
-    if space not in SPACES:
-        raise ValueError(f"there is no merge space {space!r}; allowed are {', '.join(SPACES)}")
-    chosen = _METHODS[method]
-    complete = chosen.check(hyperparameters)
-    vectors = _checked(vectors)
-    if (statistics is not None) != chosen.needs_statistics:
-        raise ValueError(f"{method} {'needs' if chosen.needs_statistics else 'takes no'} statistics")
-    if statistics is not None and len(statistics) != len(vectors):
-        raise ValueError(f"{method}: {len(vectors)} task vectors, but statistics of {len(statistics)}")
-    merged = chosen.function(vectors, *([statistics] if chosen.needs_statistics else []), **complete)
-    if bad := first_not_finite([merged]):
-        name = bad[1]
-        raise ValueError(f"{method}: the merged {name!r} overflows {merged[name].dtype}; use a smaller scale")
-    return merged
-
-
-def _checked(vectors: Sequence[TaskVector]) -> list[TaskVector]:
-    vectors = list(vectors)
-    if not vectors:
-        raise ValueError("merge needs at least one task vector, got none")
-    for i, vector in enumerate(vectors):
-        if not isinstance(vector, TaskVector):
-            raise ValueError(f"merge takes a list of TaskVectors; its item {i} is a {type(vector).__name__}")
-        require_same_parameters(vectors[0], vector, "vector 0", f"vector {i}")
-    devices = {str(delta.device) for vector in vectors for delta in vector.values()}
-    if len(devices) > 1:
-        raise ValueError(f"the task vectors lie on {' and '.join(sorted(devices))}: move them to one device")
-    if bad := first_not_finite(vectors):
-        raise ValueError(f"vector {bad[0]} has NaN or infinite values in {bad[1]!r}")
-    return vectors
+def spaces() -> dict[str, Space]:
+    """Every merge space by name."""
+    return dict(_SPACES)

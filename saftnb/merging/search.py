@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor
 from tqdm import tqdm
 
-from saftnb.merging.registry import merge
+from saftnb.merging.merge import Representation, represent
 from saftnb.task_vector import TaskVector
 
 
@@ -31,20 +31,19 @@ class Search:
 
 
 def search(
-    vectors: Sequence[TaskVector],
+    vectors: Sequence[TaskVector] | Representation,
     method: str,
     grid: Mapping[str, Sequence[float]],
     score: Callable[[TaskVector], Mapping[str, float]],
     *,
-    space: str = "weights",
     statistics: Sequence[Mapping[str, Tensor]] | None = None,
     progress: bool = True,
 ) -> Search:
     """Try every combination of a grid and keep the one with the best mean score (the first of equals).
 
     Args:
-        vectors: one task vector a task.
-        method, space, statistics: as for `merge`.
+        vectors: one task vector a task; or these in a merge space, `represent(vectors, "knots")`, decomposed once.
+        method, statistics: as for `merge`.
         grid: values to try for each hyperparameter; {} for a method without any.
         score: validation accuracy per task of θ0 plus a merged vector. Where it has a method `along(vector, scales)`
             (as `SuiteAccuracy` has), that gives those of all scales at once.
@@ -53,7 +52,7 @@ def search(
     """
     rows, best, best_mean = [], None, float("-inf")
     with tqdm(total=_size(grid), desc=f"search {method}", disable=not progress) as bar:
-        for point, (vector,), scales in _directions([vectors], method, space, grid, statistics):
+        for point, (vector,), scales in _directions([_represented(vectors)], method, grid, statistics):
             for here, scale, scores in zip(_points(point, grid), scales, _scores(score, vector, scales), strict=True):
                 rows.append({**here, **scores, "mean": sum(scores.values()) / len(scores)})
                 if rows[-1]["mean"] > best_mean:
@@ -66,10 +65,13 @@ def _size(grid: Mapping[str, Sequence[float]]) -> int:
     return math.prod(len(values) for values in grid.values())
 
 
+def _represented(vectors: Sequence[TaskVector] | Representation) -> Representation:
+    return vectors if isinstance(vectors, Representation) else represent(vectors)
+
+
 def _directions(
-    groups: Sequence[Sequence[TaskVector]],
+    groups: Sequence[Representation],
     method: str,
-    space: str,
     grid: Mapping[str, Sequence[float]],
     statistics: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> Iterator[tuple[dict[str, float], list[TaskVector], Sequence[float]]]:
@@ -78,7 +80,7 @@ def _directions(
     unit = {"scale": 1.0} if "scale" in grid else {}
     for values in itertools.product(*others.values()):
         point = dict(zip(others, values, strict=True))
-        merged = [merge(group, method, space=space, statistics=statistics, **point, **unit) for group in groups]
+        merged = [group.merge(method, statistics=statistics, **point, **unit) for group in groups]
         yield point, merged, grid.get("scale", [1.0])
 
 
@@ -95,18 +97,17 @@ def _edges(grid: Mapping[str, Sequence[float]], best: Mapping[str, float]) -> li
 
 
 def per_target(
-    vectors: Sequence[TaskVector],
+    vectors: Sequence[TaskVector] | Representation,
     method: str,
     found: Search,
     *,
-    space: str = "weights",
     statistics: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> dict[str, tuple[dict[str, float], TaskVector]]:
     """For each task the point of a search that is best on that task alone, and the merged vector there.
 
     The protocol of SAFT's released code (arXiv 2504.14662): the merged model then differs from task to task.
     """
-    coefficients = list(found.best)
+    there, coefficients = _represented(vectors), list(found.best)
     tasks = [column for column in found.curve if column not in (*coefficients, "mean")]
     merged, result = {}, {}
     for task in tasks:
@@ -115,7 +116,7 @@ def per_target(
         unit = point | {"scale": 1.0} if "scale" in point else point
         key = tuple(unit.values())
         if key not in merged:
-            merged[key] = merge(vectors, method, space=space, statistics=statistics, **unit)
+            merged[key] = there.merge(method, statistics=statistics, **unit)
         result[task] = point, point.get("scale", 1.0) * merged[key]
     return result
 
@@ -154,10 +155,10 @@ def search_subsets(
     if not 1 <= size <= len(vectors):
         raise ValueError(f"size is 1 to {len(vectors)}, not {size}")
     subsets = list(itertools.combinations(vectors, size))
-    groups = [[vectors[task] for task in subset] for subset in subsets]
+    groups = [represent([vectors[task] for task in subset], space) for subset in subsets]
     rows, best, best_mean = [], None, float("-inf")
     with tqdm(total=_size(grid), desc=f"search {method}, {size} tasks", disable=not progress) as bar:
-        for point, merged, scales in _directions(groups, method, space, grid):
+        for point, merged, scales in _directions(groups, method, grid):
             for here, scale in zip(_points(point, grid), scales, strict=True):
                 scores = [score(scale * vector, subset) for vector, subset in zip(merged, subsets, strict=True)]
                 means = [sum(one.values()) / len(one) for one in scores]

@@ -55,7 +55,7 @@ def test_the_methods_and_their_schemas() -> None:
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
     refused("no merge method 'tie'; allowed are average, dare_task_arithmetic, dare_ties, fisher, ", [vector()], "tie")
-    refused("no merge space 'knot'; allowed are weights", [vector()], "ties", space="knot")
+    refused("no merge space 'knot'; allowed are core, knots, weights", [vector()], "ties", space="knot")
     unknown = r"ties has no hyperparameter 'lambda_'; allowed are keep: number in \(0, 1\]"
     refused(unknown, [vector()], "ties", lambda_=1)
     refused("average has no hyperparameter 'scale'; allowed are none", [vector()], "average", scale=1.0)

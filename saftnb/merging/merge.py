@@ -1,0 +1,117 @@
+"""`merge`, and `represent` for many merges of the same task vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from saftnb.merging.registry import methods, spaces
+from saftnb.merging.spans import first_not_finite
+from saftnb.task_vector import TaskVector, require_same_parameters
+
+
+@dataclass(frozen=True, eq=False)
+class Representation:
+    """Task vectors in a merge space, decomposed once for any number of merges.
+
+    Attributes:
+        space: the space's name.
+        vectors: what a method works on there, one a task.
+        back: the map from a merged one to a task vector of weights; linear.
+    """
+
+    space: str
+    vectors: tuple[TaskVector, ...]
+    back: Callable[[TaskVector], TaskVector]
+
+    def merge(
+        self, method: str, *, statistics: Sequence[Mapping[str, Tensor]] | None = None, **hyperparameters: object
+    ) -> TaskVector:
+        """As `merge`, in this space."""
+        chosen, complete = _chosen(self.space, method, hyperparameters)
+        if (statistics is not None) != chosen.needs_statistics:
+            raise ValueError(f"{method} {'needs' if chosen.needs_statistics else 'takes no'} statistics")
+        if statistics is not None and len(statistics) != len(self.vectors):
+            raise ValueError(f"{method}: {len(self.vectors)} task vectors, but statistics of {len(statistics)}")
+        given = [statistics] if chosen.needs_statistics else []
+        merged = self.back(chosen.function(self.vectors, *given, **complete))
+        if bad := first_not_finite([merged]):
+            name = bad[1]
+            raise ValueError(f"{method}: the merged {name!r} overflows {merged[name].dtype}; use a smaller scale")
+        return merged
+
+
+def represent(vectors: Sequence[TaskVector], space: str = "weights", **options: object) -> Representation:
+    """Take task vectors to a merge space. `merge` does this each time; a search does it once.
+
+    Args:
+        vectors: task vectors of equal names and shapes, all on one device. A parameter may have any floating dtype.
+        space: a name in `spaces()`; see `saftnb.merging.spaces` for what each does. options: the space's own.
+
+    Raises:
+        ValueError: as `merge`.
+    """
+    if space not in spaces():
+        raise ValueError(f"there is no merge space {space!r}; allowed are {', '.join(sorted(spaces()))}")
+    complete = spaces()[space].check(options)
+    vectors = _checked(vectors)
+    represented, back = spaces()[space].function(vectors, **complete)
+    return Representation(space, tuple(represented), back)
+
+
+def merge(
+    vectors: Sequence[TaskVector],
+    method: str,
+    *,
+    space: str = "weights",
+    statistics: Sequence[Mapping[str, Tensor]] | None = None,
+    **hyperparameters: object,
+) -> TaskVector:
+    """One task vector out of n, to be added to the base model: `merge(...).apply_to(model)`.
+
+    vectors: task vectors of equal names and shapes, all on one device. A parameter may have any floating
+        dtype; it is computed in float32 at least, and the result has its dtype (promoted where they differ).
+    method: a name in `methods()`. hyperparameters: the method's and the space's own, each with a default.
+    space: where the method works, a name in `spaces()`: the task vectors themselves ("weights"), or the bases in which
+        "knots" or "core" align them; there the merged matrices are low-rank where the given ones were.
+    statistics: one mapping from parameter names to tensors for each task, for a method that needs them; see there.
+
+    Raises ValueError, in one line, on an unknown method, space or hyperparameter, a value out of range,
+    vectors that do not fit together, and values that are not finite.
+    """
+    own = spaces()[space].hyperparameters if space in spaces() else {}
+    options = {name: value for name, value in hyperparameters.items() if name in own}
+    others = {name: value for name, value in hyperparameters.items() if name not in own}
+    if space in spaces():
+        _chosen(space, method, others)  # before the work of going to the space
+    return represent(vectors, space, **options).merge(method, statistics=statistics, **others)
+
+
+def _chosen(space: str, method: str, hyperparameters: dict[str, object]):
+    """A method and its complete hyperparameters, or the error that there is none, or none in this space."""
+    if method not in methods():
+        raise ValueError(f"there is no merge method {method!r}; allowed are {', '.join(sorted(methods()))}")
+    chosen = methods()[method]
+    if chosen.needs_statistics and space != "weights":
+        raise ValueError(
+            f"{method} works in the space 'weights' alone, not in {space!r}: its statistics are of weights"
+        )
+    return chosen, chosen.check(hyperparameters)
+
+
+def _checked(vectors: Sequence[TaskVector]) -> list[TaskVector]:
+    vectors = list(vectors)
+    if not vectors:
+        raise ValueError("merge needs at least one task vector, got none")
+    for i, vector in enumerate(vectors):
+        if not isinstance(vector, TaskVector):
+            raise ValueError(f"merge takes a list of TaskVectors; its item {i} is a {type(vector).__name__}")
+        require_same_parameters(vectors[0], vector, "vector 0", f"vector {i}")
+    devices = {str(delta.device) for vector in vectors for delta in vector.values()}
+    if len(devices) > 1:
+        raise ValueError(f"the task vectors lie on {' and '.join(sorted(devices))}: move them to one device")
+    if bad := first_not_finite(vectors):
+        raise ValueError(f"vector {bad[0]} has NaN or infinite values in {bad[1]!r}")
+    return vectors

@@ -1,0 +1,130 @@
+"""The merge spaces: where task vectors are brought before a method combines them.
+
+A space is a function of task vectors that returns one representation for each, again a task vector, and the linear map
+from a merged representation back to weights. Only matrices (2-D deltas) change; every other parameter represents
+itself. Both "knots" and "core" start from two QR decompositions of the low-rank factors, cost O((O + I)(Σr)²) for a
+layer O × I, and never form a delta B A; a dense delta is taken as a factor of full rank. They compute in float64, and
+what comes out has the deltas' dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from saftnb.merging.registry import Range, space
+from saftnb.merging.spans import promoted_dtype
+from saftnb.task_vector import Delta, LowRank, TaskVector
+
+Represented = tuple[list[TaskVector], Callable[[TaskVector], TaskVector]]
+
+
+@space
+def weights(vectors: Sequence[TaskVector]) -> Represented:
+    """The task vectors as they are."""
+    return list(vectors), lambda merged: merged
+
+
+@space
+def knots(
+    vectors: Sequence[TaskVector],
+    *,
+    cutoff: Annotated[float, Range(0)] = 1e-5,
+    axis: Literal["columns", "rows"] = "columns",
+) -> Represented:
+    """The joint SVD of all tasks' deltas, layer by layer (KnOTS; Stoica et al. 2025, arXiv 2410.19735, Section 4).
+
+    [Δ_1 … Δ_n] = U Σ [V_1ᵀ … V_nᵀ], of which the k singular values above `cutoff` are kept: U (O, k) is shared, and
+    task t is represented by R_t = Σ V_tᵀ, (k, I). A merged R is the update U R, of rank k ≤ Σr at most. With
+    axis="rows" the same of the transposed deltas: [Δ_1; …; Δ_n] shares V, and task t is (U_t Σ)ᵀ, (k, O).
+    """
+    turned = axis == "rows"
+
+    def decompose(deltas: Sequence[Delta]) -> tuple[list[Tensor], Callable[[Tensor], LowRank]]:
+        shared, parts = joint_svd([_turned(delta) for delta in deltas] if turned else deltas, cutoff)
+        return parts, lambda merged: _turned(LowRank(shared, merged)) if turned else LowRank(shared, merged)
+
+    return _by_matrix(vectors, decompose)
+
+
+@space
+def core(vectors: Sequence[TaskVector]) -> Represented:
+    """Each delta in orthonormal bases of all tasks' column and row spaces (Core Space; Panariello et al. 2025).
+
+    With U an orthonormal basis of [B_1 … B_n] and V one of [A_1; …; A_n]'s rows, task t is represented by
+    M_t = Uᵀ B_t A_t V, (Σr, Σr) at most; back: U M Vᵀ. Nothing is lost.
+    """
+
+    def decompose(deltas: Sequence[Delta]) -> tuple[list[Tensor], Callable[[Tensor], LowRank]]:
+        dtype = promoted_dtype(deltas)
+        factors = [_factors(delta) for delta in deltas]
+        left, rights = torch.linalg.qr(torch.cat([b for b, _ in factors], dim=1))
+        right, lefts = torch.linalg.qr(torch.cat([a.T for _, a in factors], dim=1))
+        sizes = [b.shape[1] for b, _ in factors]
+        pairs = zip(rights.split(sizes, dim=1), lefts.split(sizes, dim=1), strict=True)
+        cores = [(mine @ other.T).to(dtype) for mine, other in pairs]
+        outer, inner = left.to(dtype), right.T.to(dtype)
+        return cores, lambda merged: LowRank(outer @ merged, inner)
+
+    return _by_matrix(vectors, decompose)
+
+
+def joint_svd(deltas: Sequence[Delta], cutoff: float = 1e-5) -> tuple[Tensor, list[Tensor]]:
+    """U and R_1 … R_n of [Δ_1 … Δ_n] = U [R_1 … R_n], by the factored form of its SVD.
+
+    QR of [B_1 … B_n] = Q R and of every A_tᵀ = Q_t L_t leaves the SVD u Σ vᵀ of the small matrix
+    [R⁽¹⁾L_1ᵀ | … | R⁽ⁿ⁾L_nᵀ]; then U = Q u and R_t = Σ v⁽ᵗ⁾ᵀ Q_tᵀ. Ranks may differ.
+
+    Args:
+        deltas: one a task, (O, I) each. cutoff: singular values above it are kept.
+
+    Returns:
+        U (O, k), and for each task R_t (k, I), in the deltas' dtype.
+    """
+    dtype = promoted_dtype(deltas)
+    factors = [_factors(delta) for delta in deltas]
+    basis, corner = torch.linalg.qr(torch.cat([b for b, _ in factors], dim=1))
+    own = [torch.linalg.qr(a.T) for _, a in factors]
+    blocks = corner.split([b.shape[1] for b, _ in factors], dim=1)
+    small = torch.cat([block @ lower.T for block, (_, lower) in zip(blocks, own, strict=True)], dim=1)
+    u, values, vt = torch.linalg.svd(small, full_matrices=False)
+    kept = values > cutoff
+    scaled = values[kept, None] * vt[kept]
+    parts = scaled.split([q.shape[1] for q, _ in own], dim=1)
+    return (basis @ u[:, kept]).to(dtype), [(part @ q.T).to(dtype) for part, (q, _) in zip(parts, own, strict=True)]
+
+
+def _factors(delta: Delta) -> tuple[Tensor, Tensor]:
+    """B and A of B A = delta, in float64; a dense delta is multiplied by the identity on its smaller side."""
+    if isinstance(delta, LowRank):
+        return delta.B.double(), delta.A.double()
+    dense, (out, into) = delta.double(), delta.shape
+    if out < into:
+        return torch.eye(out, dtype=torch.float64, device=delta.device), dense
+    return dense, torch.eye(into, dtype=torch.float64, device=delta.device)
+
+
+def _turned(delta: Delta) -> Delta:
+    return LowRank(delta.A.T, delta.B.T) if isinstance(delta, LowRank) else delta.T
+
+
+def _by_matrix(
+    vectors: Sequence[TaskVector], decompose: Callable[[Sequence[Delta]], tuple[list[Tensor], Callable]]
+) -> Represented:
+    """`decompose` on the deltas of every 2-D parameter; the others represent themselves."""
+    represented: list[dict[str, Delta]] = [{} for _ in vectors]
+    backs: dict[str, Callable[[Tensor], LowRank]] = {}
+    for name, delta in vectors[0].items():
+        parts = [vector[name] for vector in vectors]
+        if len(delta.shape) == 2 and delta.numel():
+            parts, backs[name] = decompose(parts)
+        for found, part in zip(represented, parts, strict=True):
+            found[name] = part
+
+    def back(merged: TaskVector) -> TaskVector:
+        return TaskVector({name: backs[name](value) if name in backs else value for name, value in merged.items()})
+
+    return [TaskVector(found) for found in represented], back
