@@ -6,6 +6,7 @@ either a Tensor or `LowRank(B, A)`, which means the product B A without ever for
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -238,14 +239,40 @@ class TaskVector(Mapping[str, Delta]):
                 raise ValueError(f"cannot save {name!r}: a name that ends so is a low-rank factor's")
             parts = {"::B": delta.B, "::A": delta.A} if isinstance(delta, LowRank) else {"": delta}
             tensors |= {name + suffix: _own_storage(part) for suffix, part in parts.items()}
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            save_file(tensors, temporary, metadata=FORMAT)
-            _sync(temporary)
-            os.replace(temporary, path)
-            _sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _write_whole(path, lambda temporary: save_file(tensors, temporary, metadata=FORMAT))
+
+    def to_adapter(self, folder: str | os.PathLike, *, base: str = "") -> Path:
+        """Writes low-rank deltas of weights as one LoRA adapter in PEFT's own format, α = r; returns the folder.
+
+        Layers may differ in rank. Each file is renamed into place when it is whole, the weights first. `base`: the
+        base model's name, for the adapter's config. Raises ValueError if a delta is not low-rank, or not of a weight.
+        """
+        from peft import LoraConfig  # takes seconds
+
+        layers: dict[str, LowRank] = {}
+        for name, delta in self.items():
+            if not isinstance(delta, LowRank) or not name.endswith(".weight"):
+                raise ValueError(f"{name!r} is not a low-rank delta of a weight: only those make a LoRA adapter")
+            empty = LowRank(delta.B.new_zeros(delta.shape[0], 1), delta.A.new_zeros(1, delta.shape[1]))
+            layers[name.removesuffix(".weight")] = delta if delta.B.shape[1] else empty  # PEFT has no rank 0
+        ranks = {layer: delta.B.shape[1] for layer, delta in layers.items()}
+        most = max(ranks.values(), default=1)
+        others = {layer: rank for layer, rank in ranks.items() if rank != most}
+        config = LoraConfig(
+            r=most, lora_alpha=most, rank_pattern=others, alpha_pattern=dict(others), target_modules=sorted(layers),
+            inference_mode=True, base_model_name_or_path=base or None,
+        ).to_dict()  # fmt: skip
+        plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in config.items()}
+        state = {}
+        for layer, delta in layers.items():
+            state[f"base_model.model.{layer}.lora_B.weight"] = _own_storage(delta.B)
+            state[f"base_model.model.{layer}.lora_A.weight"] = _own_storage(delta.A)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(plain, indent=2, sort_keys=True)
+        _write_whole(folder / "adapter_model.safetensors", lambda p: save_file(state, p, metadata={"format": "pt"}))
+        _write_whole(folder / "adapter_config.json", lambda p: p.write_text(text))
+        return folder
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> TaskVector:
@@ -303,6 +330,18 @@ def _own_storage(tensor: Tensor) -> Tensor:
     """Contiguous on the CPU and sharing memory with no other tensor, as safetensors demands."""
     tensor = tensor.cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Has `write` fill a temporary file beside `path`, and renames it when it is on the disk."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -114,9 +114,8 @@ def _train(suite, task, plan, seed, where, inputs, progress) -> store.FineTuned:
     training.run(
         lambda state: save_state(state, state_file), label=f"{task} {plan.name} seed {seed}", progress=progress
     )
-    start = {name: p.detach() for name, p in suite.backbone.image_tower().named_parameters() if name in training.best}
     result = store.FineTuned(
-        TaskVector.between(start, training.best),
+        training.task_vector(),
         pd.DataFrame(training.history, columns=["step", "loss", "validation_accuracy"]),
         training.best_accuracy, training.seconds, store.fingerprint(inputs), inputs,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from saftnb.backbones import (
     unfuse_attention,
 )
 from saftnb.finetune.recipe import Recipe
-from saftnb.finetune.train import Training, freeze_outside
+from saftnb.finetune.train import Training, prepare_scope
 from saftnb.suites import Split, Task
 
 CPU_PICTURES = 8  # on a CPU a full batch takes minutes
@@ -34,8 +34,8 @@ def gradient_flops(backbone: str, scope: str = "full") -> int:
     """
     tower = _tower(backbone, "meta")
     size = tower.image_size
-    freeze_outside(tower, scope)
-    tower = TangentTower(tower) if scope == "tangent" else tower
+    prepare_scope(tower, Recipe("counted", "adamw", scope))
+    tower = TangentTower(tower) if scope == "tangent" else tower.to("meta")
     with FlopCounterMode(display=False) as counter:
         tower(torch.empty(1, 3, *size, device="meta")).sum().backward()
     return counter.get_total_flops()

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 OPTIMIZERS = ("adamw", "sam", "asam", "asam-kwon")
-SCOPES = ("full", "attention", "tangent")
+SCOPES = ("full", "attention", "tangent", "lora")
 CLIPS = ("both", "first")
 PRECISIONS = ("float32", "bf16")
 
@@ -20,6 +20,8 @@ class Recipe:
         scope: what trains. "full": every parameter of the image tower. "attention" (FTLO, Jin et al. 2024): only the
             weights of its attention layers' projections, no bias. "tangent" (FTTS, Ortiz-Jimenez et al. 2023): every
             parameter of the tower's first-order Taylor model; weight decay and ASAM's |w| are taken at θ, not θ − θ0.
+            "lora": the factors of adapters on q, k, v and out of every attention layer, by PEFT; a sharpness-aware step
+            perturbs the factors A and B, and its ε is 0 while B is (at the first step, for "asam").
         steps: optimizer steps. A sharpness-aware step costs two gradients, a plain one costs one.
         batch_size: pictures a step.
         lr: peak learning rate, after `warmup` linear steps; a cosine then takes it to 0 at the last step.
@@ -38,6 +40,11 @@ class Recipe:
         accumulate: parts that a batch is cut into; their gradients add up to that of the whole batch.
         precision: "float32", or "bf16": the tower runs under autocast to bfloat16, weights and losses stay float32.
         compile: whether the model runs through `torch.compile`, which changes roundings; not with "tangent".
+        rank, alpha, dropout: of "lora": the factors' rank r, the scale α of (α/r) B A, and the share of an adapter's
+            inputs dropped at random while training. Both gradients of a sharpness-aware step share the dropped ones.
+        patience: looks without a validation accuracy more than `min_delta` above the best, after which training ends;
+            0: never.
+        min_delta: see `patience`.
 
     Raises:
         ValueError: a value out of its range; the message names the range.
@@ -61,6 +68,11 @@ class Recipe:
     accumulate: int = 1
     precision: str = "float32"
     compile: bool = False
+    rank: int = 16
+    alpha: float = 16
+    dropout: float = 0.1
+    patience: int = 0
+    min_delta: float = 0.0
 
     def __post_init__(self):
         def need(good: bool, rule: str) -> None:
@@ -86,6 +98,9 @@ class Recipe:
         need(self.precision in PRECISIONS, f"precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         need(isinstance(self.compile, bool), f"compile is True or False, not {self.compile!r}")
         need(not (self.compile and self.scope == "tangent"), "torch.compile does not take the tangent scope")
+        need(self.rank >= 1 and self.alpha > 0, f"rank is at least 1 and alpha above 0, not {self.rank}, {self.alpha}")
+        need(0 <= self.dropout < 1, f"dropout lies in 0 to 1 (not included), not {self.dropout}")
+        need(self.patience >= 0 and self.min_delta >= 0, "patience and min_delta are 0 or more")
         if self.optimizer == "adamw":
             need(self.rho is None, "adamw takes no rho")
         else:
@@ -105,7 +120,7 @@ class Recipe:
         """The fields that decide a result. Those that came after the first checkpoints are left out at their defaults,
         so that what was trained before them is still found."""
         given = dataclasses.asdict(self)
-        later = {"clip", "accumulate", "precision", "compile"}
+        later = {"clip", "accumulate", "precision", "compile", "rank", "alpha", "dropout", "patience", "min_delta"}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return {name: value for name, value in given.items() if name not in later or value != defaults[name]}
 
@@ -127,6 +142,12 @@ class Recipe:
 # What SAFT's rows share (arXiv 2504.14662 and its released code). FTTS and FTLO are given no values of their own there,
 # so they get the same; ViT-L/14's batches are cut into four, see `recipe`.
 _PAPER = {"steps": 8000, "lr": 1e-5, "batch_size": 128, "warmup": 500, "evaluate_every": 0, "clip": "first"}
+# KnOTS's protocol for its adapters (arXiv 2410.19735); ViT-L/14 has another weight decay, see `recipe`. It names no
+# clipping: both gradients are clipped, as elsewhere here.
+_KNOTS = {
+    "steps": 50_000, "lr": 3e-4, "batch_size": 32, "warmup": 500, "evaluate_every": 2000, "patience": 5,
+    "min_delta": 1e-3,
+}  # fmt: skip
 # suite -> its recipes
 _RECIPES = {
     # From notebooks/appendix/recipe_search.ipynb: the same number of settings tried for each recipe, chosen on
@@ -142,6 +163,8 @@ _RECIPES = {
         Recipe("ftts+saft", "asam", "tangent", lr=1e-3, rho=0.2),
         Recipe("ftlo", "adamw", "attention", lr=1e-3),
         Recipe("ftlo+saft", "asam", "attention", lr=1e-3, rho=0.2),
+        Recipe("lora", "adamw", "lora", lr=3e-3),
+        Recipe("lora+saft", "asam", "lora", lr=3e-3, rho=0.2),
     ],
     # SAFT's own training protocol; of the controls the paper has only "sam".
     "vision8": [
@@ -155,6 +178,8 @@ _RECIPES = {
         Recipe("ftts+saft", "asam", "tangent", rho=0.5, **_PAPER),
         Recipe("ftlo", "adamw", "attention", **_PAPER),
         Recipe("ftlo+saft", "asam", "attention", rho=0.5, **_PAPER),
+        Recipe("lora", "adamw", "lora", **_KNOTS),
+        Recipe("lora+saft", "asam", "lora", rho=0.5, **_KNOTS),
     ],
 }
 _THIMBLE = {"batch_size": 32, "warmup": 4, "evaluate_every": 8}
@@ -167,9 +192,9 @@ def recipe(name: str, suite, **changes) -> Recipe:
     """A named recipe for a suite (a `Suite` or its name), with fields replaced by `changes`.
 
     "sgd" is the papers' name for the plain baseline, which is AdamW; "saft" is ASAM around AdamW. "ftts" and "ftlo"
-    train the tangent model and the attention weights alone, "ftts+saft" and "ftlo+saft" the same with ASAM. "sam" and
-    "asam-kwon" are the other sharpness-aware steps. Controls: "sgd-2x" takes as many gradients as "saft", "sgd-wd0" has
-    no weight decay; see also `matched`. A name may carry changes, and is then the name of the recipe with all of them:
+    train the tangent model and the attention weights alone, "lora" adapters; "ftts+saft", "ftlo+saft" and "lora+saft"
+    the same with ASAM. "sam" and "asam-kwon" are the other sharpness-aware steps. Controls: "sgd-2x" takes
+    as many gradients as "saft", "sgd-wd0" has no weight decay; see also `matched`. A name may carry changes, and is then the name of the recipe with all of them:
     "saft@lr=3e-4,rho=0.1".
 
     Raises:
@@ -188,7 +213,8 @@ def recipe(name: str, suite, **changes) -> Recipe:
     if unknown:
         raise ValueError(f"a recipe has no {', '.join(sorted(unknown))}")
     if suite_name == "vision8" and not isinstance(suite, str) and suite.backbone.name.startswith("ViT-L-14"):
-        changes = {"accumulate": 4, **changes}
+        large = {"weight_decay": 1e-4} if named[base].scope == "lora" else {"accumulate": 4}
+        changes = {**large, **changes}
     return dataclasses.replace(named[base], **changes)
 
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from saftnb.backbones import ImageClassifier, attention_weights, threads
+from saftnb.backbones import ImageClassifier, add_lora, attention_weights, lora_vector, threads
 from saftnb.finetune.recipe import Recipe
 from saftnb.finetune.sharpness_aware import SharpnessAware
 from saftnb.suites import Split, Task
+from saftnb.task_vector import TaskVector
 
 CPU_THREADS = 1  # one process per core beats two threads here, and other counts give other bits
 SAVE_EVERY = 50  # steps between saves of the training state, at least
@@ -54,10 +55,12 @@ class _Batches(Dataset):
         return draw_batch(*self.arguments, self.first + number)
 
 
-def freeze_outside(tower: nn.Module, scope: str) -> None:
-    """Leave only the scope's parameters to train."""
-    tower.requires_grad_(scope != "attention")
-    if scope == "attention":
+def prepare_scope(tower: nn.Module, recipe: Recipe, seed: int = 0) -> None:
+    """Leave only what the recipe's scope trains: for "lora" adapters, put there first."""
+    tower.requires_grad_(recipe.scope in ("full", "tangent"))
+    if recipe.scope == "lora":
+        add_lora(tower, rank=recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=seed)
+    if recipe.scope == "attention":
         for name in attention_weights(tower):
             tower.get_parameter(name).requires_grad_(True)
 
@@ -74,8 +77,10 @@ class Training:
             device,
         )
         classifier.bf16 = recipe.precision == "bf16"
-        freeze_outside(classifier.tower, recipe.scope)
+        prepare_scope(classifier.tower, recipe, seed)
+        classifier.to(device)  # adapters start on the CPU
         self.trained = {name: p for name, p in classifier.tower.named_parameters() if p.requires_grad}
+        self.start = {name: p.detach().cpu().clone() for name, p in self.trained.items()}
         self.forward = torch.compile(classifier) if recipe.compile else classifier
         size = min(recipe.batch_size, len(task.train))
         self.evaluate_every = recipe.evaluate_every or len(task.train) // size
@@ -115,6 +120,8 @@ class Training:
 
         def closure() -> Tensor:
             nonlocal clipped
+            if self.recipe.scope == "lora":  # the same dropped inputs for both gradients, at every run of this step
+                torch.manual_seed(self.seed * 1_000_003 + self.next_step)
             self.optimizer.zero_grad()
             total = torch.zeros((), device=self.device)
             for some, wanted in parts:
@@ -129,7 +136,8 @@ class Training:
             return total
 
         self.classifier.train()
-        loss = self.optimizer.step(closure)
+        with torch.random.fork_rng(enabled=self.recipe.scope == "lora"):
+            loss = self.optimizer.step(closure)
         self.next_step += 1
         return float(loss.detach())
 
@@ -150,8 +158,19 @@ class Training:
 
     @property
     def reached(self) -> bool:
-        """Whether the last look was good enough for the recipe to stop there."""
-        return self.recipe.stop_at is not None and bool(self.history) and self.history[-1][2] >= self.recipe.stop_at
+        """Whether the recipe stops at the last look: it was good enough, or too many before it brought too little."""
+        if self.recipe.stop_at is not None and self.history and self.history[-1][2] >= self.recipe.stop_at:
+            return True
+        best, since = float("-inf"), 0
+        for _, _, accuracy in self.history:
+            best, since = (accuracy, 0) if accuracy > best + self.recipe.min_delta else (best, since + 1)
+        return bool(self.recipe.patience) and since >= self.recipe.patience
+
+    def task_vector(self) -> TaskVector:
+        """The best weights so far, as a task vector of the plain tower: of low rank for the scope "lora"."""
+        if self.recipe.scope == "lora":
+            return lora_vector(self.best, self.recipe.alpha / self.recipe.rank)
+        return TaskVector.between(self.start, self.best)
 
     def state(self) -> dict:
         return {

@@ -103,9 +103,12 @@ def test_everything_that_decides_the_result_is_in_the_fingerprint(suite):
         describe(suite, "digits", plan(accumulate=2), 0, CPU),
         describe(suite, "digits", plan(precision="bf16"), 0, CPU),
         describe(suite, "digits", plan(compile=True), 0, CPU),
+        describe(suite, "digits", plan(patience=2), 0, CPU),
+        describe(suite, "digits", plan(rank=2), 0, CPU),
     ]
-    assert len({store.fingerprint(inputs) for inputs in (base, *others)}) == 13
-    everything = plan(clip="first", accumulate=2, precision="bf16", compile=True).inputs()
+    assert len({store.fingerprint(inputs) for inputs in (base, *others)}) == 15
+    changes = {"clip": "first", "accumulate": 2, "precision": "bf16", "compile": True, "rank": 2, "alpha": 3}
+    everything = plan(**changes, dropout=0.2, patience=1, min_delta=0.1).inputs()
     assert set(everything) == {field.name for field in dataclasses.fields(plan())}
 
 
