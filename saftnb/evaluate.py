@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from saftnb.backbones import resolve_device, tangent_embeddings
-from saftnb.suites import Split, Suite
+from saftnb.backbones import ImageClassifier, resolve_device, tangent_embeddings
+from saftnb.suites import JointLabels, Split, Suite, joint_head
 from saftnb.task_vector import TaskVector
 
 
@@ -79,6 +79,41 @@ def ensemble_hits(
         )
         found[task] = shares.argmax(dim=1) == part.labels
     return found
+
+
+def joint_ranks(
+    suite: Suite, labels: JointLabels, vectors: Sequence[TaskVector | None], *, split: str = "test",
+    pictures: int | None = None, tangent: bool = False, device: str = "auto",
+) -> dict[str, Tensor]:  # fmt: skip
+    """The joint task: for every picture of every task, how many labels rank above the right one, int64 (n,).
+
+    Hits@k is the share of ranks below k; a label as likely as the right one ranks above it only if it comes first.
+
+    Args:
+        labels: see `joint_labels`; its tasks are measured.
+        vectors: of one model (None: the pre-trained one), or of several, whose mean of probabilities is taken.
+    """
+    head = joint_head(suite, labels)
+    ranks = {}
+    for task in labels.index:
+        part = suite.tasks[task].splits[split][:pictures]
+        shares: Tensor | float = 0.0
+        for vector in vectors:
+            tower = suite.tower(vector, tangent=tangent)
+            model = ImageClassifier(tower, head, suite.backbone.mean, suite.backbone.std).eval()
+            shares = shares + logits(model, part.images, device=device).softmax(dim=1)
+        right = labels.index[task][part.labels]
+        order = shares.argsort(dim=1, descending=True, stable=True)
+        ranks[task] = (order == right[:, None]).int().argmax(dim=1)
+    return ranks
+
+
+def hits_at(ranks: Mapping[str, Tensor], ks: Sequence[int] = (1, 3, 5)) -> pd.DataFrame:
+    """Hits@k in 0 to 1: a row a task and "all", which counts every picture alike (micro-average); a column a k."""
+    rows = {task: {k: (found < k).double().mean().item() for k in ks} for task, found in ranks.items()}
+    every = torch.cat(list(ranks.values()))
+    rows["all"] = {k: (every < k).double().mean().item() for k in ks}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="task", columns="k")
 
 
 class ModelFamily:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saftnb.merging.merge import Representation, represent
+from saftnb.merging.registry import methods
 from saftnb.task_vector import TaskVector
 
 
@@ -59,6 +60,49 @@ def search(
                     best, best_mean = (scale * vector, here), rows[-1]["mean"]
                 bar.update()
     return Search(best[0], best[1], pd.DataFrame(rows), _edges(grid, best[1]))
+
+
+def coordinate_search(
+    vectors: Sequence[TaskVector] | Representation,
+    method: str,
+    grid: Mapping[str, Sequence[float]],
+    score: Callable[[TaskVector], Mapping[str, float]],
+    *,
+    start: Mapping[str, float] | None = None,
+    progress: bool = True,
+) -> Search:
+    """One hyperparameter after the other, in the grid's order, each at the best value with those before it chosen and
+    those after it at their start (KnOTS, arXiv 2410.19735: λ, then keep, then p). The first of equals is kept.
+
+    Args:
+        vectors, method, grid, score: as for `search`.
+        start: values to begin with; the method's own defaults for those not named.
+
+    Raises:
+        ValueError: the method has no hyperparameter of that name.
+    """
+    unknown = [name for name in grid if name not in methods()[method].hyperparameters]
+    if unknown or not grid:
+        raise ValueError(
+            f"{method} has no hyperparameter {unknown[0]!r}" if unknown else "an empty grid has no coordinate"
+        )
+    there, known = _represented(vectors), methods()[method].hyperparameters
+    chosen = {name: (start or {}).get(name, known[name].default) for name in grid}
+    rows, best, best_mean = [], None, float("-inf")
+    with tqdm(total=sum(map(len, grid.values())), desc=f"search {method}", disable=not progress) as bar:
+        for name, values in grid.items():
+            new = [v for v in values if not any(chosen | {name: v} == {n: row[n] for n in grid} for row in rows)]
+            line = {other: [value] for other, value in chosen.items()} | {name: new}
+            for point, (vector,), scales in _directions([there], method, line):
+                for here, scale, scores in zip(
+                    _points(point, line), scales, _scores(score, vector, scales), strict=True
+                ):
+                    rows.append({**here, **scores, "mean": sum(scores.values()) / len(scores)})
+                    if rows[-1]["mean"] > best_mean:
+                        best, best_mean = (scale * vector, here), rows[-1]["mean"]
+            bar.update(len(values))
+            chosen = {n: best[1][n] for n in grid}
+    return Search(best[0], chosen, pd.DataFrame(rows), _edges(grid, chosen))
 
 
 def _size(grid: Mapping[str, Sequence[float]]) -> int:

@@ -1,7 +1,10 @@
 """What is learned: a suite is a backbone and its tasks."""
 
+from saftnb.suites.joint import JointLabels, joint_head, joint_labels
 from saftnb.suites.sources import MissingSource, fetch
 from saftnb.suites.suite import Suite, load_suite
 from saftnb.suites.task import Split, Task
 
-__all__ = ["MissingSource", "Split", "Suite", "Task", "fetch", "load_suite"]
+__all__ = [
+    "JointLabels", "MissingSource", "Split", "Suite", "Task", "fetch", "joint_head", "joint_labels", "load_suite",
+]  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saftnb.merging import merge
-from saftnb.merging.search import per_target, search, search_subsets
+from saftnb.merging.search import coordinate_search, per_target, search, search_subsets
 from saftnb.task_vector import TaskVector
 
 
@@ -123,3 +123,37 @@ def test_a_search_over_scales_hands_them_over_at_once():
     assert score.calls == [[0.1, 0.3, 0.9]] * 2
     assert found.best == {"keep": 0.5, "scale": 0.3}
     assert torch.equal(found.vector["w"], merge(vectors, "ties", keep=0.5, scale=0.3)["w"])
+
+
+def test_a_coordinate_search_goes_along_one_hyperparameter_after_the_other():
+    """By a slow one, which merges at every point and follows the rule in words."""
+    given = vectors()
+    target = merge(given, "ties", keep=0.6, scale=0.8)["w"]
+    grid = {"scale": [0.2, 0.5, 0.8, 1.1], "keep": [0.2, 0.4, 0.6, 1.0]}
+    found = coordinate_search(given, "ties", grid, closeness(target), progress=False)
+
+    def mean(point):
+        return closeness(target)(merge(given, "ties", **point))["a"] / 2
+
+    at = {"scale": None, "keep": 0.2}  # the method's own default
+    visited = []
+    for name in grid:
+        points = [at | {name: value} for value in grid[name]]
+        visited += [point for point in points if point not in visited]
+        at = max(points, key=mean)
+    assert found.best == at
+    assert len(found.curve) == len(visited) == 7
+    for row, point in zip(found.curve.to_dict("records"), visited, strict=True):
+        assert {name: row[name] for name in grid} == point
+        assert row["mean"] == pytest.approx(mean(point), abs=1e-5)
+    torch.testing.assert_close(found.vector["w"], merge(given, "ties", **at)["w"], atol=1e-6, rtol=1e-5)
+    other = coordinate_search(given, "ties", grid, closeness(target), start={"keep": 0.6}, progress=False)
+    assert other.best == {"scale": 0.8, "keep": 0.6}
+    assert other.at_edge == []
+
+
+def test_a_coordinate_search_refuses_what_the_method_lacks():
+    with pytest.raises(ValueError, match="ties has no hyperparameter 'drop'"):
+        coordinate_search(vectors(), "ties", {"drop": [0.1]}, closeness(0), progress=False)
+    with pytest.raises(ValueError, match="an empty grid"):
+        coordinate_search(vectors(), "ties", {}, closeness(0), progress=False)
