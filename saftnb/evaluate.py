@@ -186,13 +186,14 @@ class SuiteAccuracy:
 
     Args:
         split, tasks, pictures, tangent: as for `suite_hits`.
+        individual: accuracy of every task's own model on that split; the score is then the normalised accuracy.
     """
 
     def __init__(
         self, suite: Suite, *, split: str = "validation", tasks: Sequence[str] = (), pictures: int | None = None,
-        tangent: bool = False, device: str = "auto",
+        individual: Mapping[str, float] | None = None, tangent: bool = False, device: str = "auto",
     ):  # fmt: skip
-        self.suite, self.tangent, self.device = suite, tangent, device
+        self.suite, self.tangent, self.device, self.individual = suite, tangent, device, individual
         self.split, self.tasks, self.pictures = split, tuple(tasks or suite.tasks), pictures
 
     def __call__(self, vector: TaskVector) -> dict[str, float]:
@@ -201,10 +202,11 @@ class SuiteAccuracy:
     def along(self, vector: TaskVector, scales: Sequence[float]) -> list[dict[str, float]]:
         """Accuracy per task, 0 to 1, at θ0 + scale · vector, for every scale."""
         family = ModelFamily(self.suite, [vector], tangent=self.tangent, device=self.device)
-        return [
+        found = [
             accuracies({task: family.hits(task, [s], split=self.split, pictures=self.pictures) for task in self.tasks})
             for s in scales
         ]
+        return found if self.individual is None else [normalised(one, self.individual) for one in found]
 
 
 def normalised(absolute: Mapping[str, float], individual: Mapping[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from saftnb.backbones.attention import (
 )
 from saftnb.backbones.clip import POCKET_BACKBONES, Backbone, ImageClassifier, build_clip, load_pocket_backbone
 from saftnb.backbones.device import require_bf16, resolve_device, threads
-from saftnb.backbones.lora import add_lora, load_adapter, lora_vector
+from saftnb.backbones.lora import add_lora, load_adapter, lora_vector, peft_weighted
 from saftnb.backbones.names import load_tower
 from saftnb.backbones.openai import OPENAI_BACKBONES, load_openai_backbone
 from saftnb.backbones.tangent import TangentTower, tangent_embeddings
@@ -18,6 +18,6 @@ from saftnb.backbones.tangent import TangentTower, tangent_embeddings
 __all__ = [
     "OPENAI_BACKBONES", "POCKET_BACKBONES", "Attention", "Backbone", "ImageClassifier", "TangentTower", "add_lora",
     "attention_weights", "build_clip", "fuse_attention", "fuse_state", "load_adapter", "load_openai_backbone",
-    "load_pocket_backbone", "load_tower", "lora_vector", "require_bf16", "resolve_device", "save_adapter",
+    "load_pocket_backbone", "load_tower", "lora_vector", "peft_weighted", "require_bf16", "resolve_device",
     "tangent_embeddings", "threads", "unfuse_attention", "unfuse_state",
 ]  # fmt: skip

@@ -5,11 +5,13 @@ An adapter adds (α/r) B A to a layer's weight (Hu et al. 2022, arXiv 2106.09685
 `TaskVector.to_adapter` writes one.
 """
 
+import copy
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -67,6 +69,32 @@ def lora_vector(state: Mapping[str, Tensor], scaling: float | Callable[[str], fl
             raise ValueError(f"the layer {layer!r} has lora_{next(iter(pair))} alone")
     factor = scaling if callable(scaling) else lambda layer: scaling
     return TaskVector({f"{layer}.weight": LowRank(p["B"] * factor(layer), p["A"]) for layer, p in halves.items()})
+
+
+def peft_weighted(
+    tower: nn.Module, vectors: Sequence[TaskVector], combination: str, *, weight: float = 1.0, **options: object
+) -> TaskVector:
+    """What PEFT's own `add_weighted_adapter` makes of adapters, for comparison.
+
+    "linear", "ties" and "dare_linear" combine the factors A and B on their own, which is not what the same method does
+    to the products B A; "cat" is Σ B A; the "…_svd" types combine the products and cut them to the largest rank given.
+
+    Args:
+        tower: a plain tower; it is copied. vectors: low-rank ones, of one rank but for "cat" and "svd".
+        combination: PEFT's `combination_type`. weight: of every adapter. options: PEFT's others, such as `density`.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    names, model = [f"task_{number}" for number in range(len(vectors))], copy.deepcopy(tower)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, vector in zip(names, vectors, strict=True):
+            vector.to_adapter(Path(folder, name))
+            if isinstance(model, PeftModel):
+                model.load_adapter(Path(folder, name), adapter_name=name)
+            else:
+                model = PeftModel.from_pretrained(model, Path(folder, name), adapter_name=name)
+    model.add_weighted_adapter(names, [weight] * len(names), "merged", combination_type=combination, **options)
+    return lora_vector(get_peft_model_state_dict(model, adapter_name="merged"), 1.0)  # PEFT gives it α = r
 
 
 def load_adapter(folder: str | os.PathLike, model: nn.Module | None = None) -> TaskVector:

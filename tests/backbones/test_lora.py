@@ -19,6 +19,7 @@ from saftnb.backbones import (
     load_pocket_backbone,
     load_tower,
     lora_vector,
+    peft_weighted,
     unfuse_attention,
 )
 from saftnb.backbones.names import tower_state
@@ -276,3 +277,24 @@ def test_a_merged_model_is_one_adapter_of_rank_at_most_the_sum(tmp_path, pixels,
     loaded = PeftModel.from_pretrained(load_pocket_backbone().image_tower(), tmp_path).eval()
     torch.testing.assert_close(loaded(pixels), wanted, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(wanted, load_pocket_backbone().image_tower()(pixels), atol=1e-2)
+
+
+def test_peft_s_own_merges_are_not_ours_but_for_the_plain_sum():
+    vectors = [
+        lora_vector(factors(randomised(add_lora(load_pocket_backbone().image_tower(), rank=2), seed=i)), 8.0)
+        for i in range(3)
+    ]
+    tower = load_pocket_backbone().image_tower()
+    before = {name: p.clone() for name, p in tower.state_dict().items()}
+    total = merge(vectors, "task_arithmetic", scale=1.0).dense()
+
+    def gap(ours, theirs):
+        return (ours.dense() - theirs).norm() / theirs.norm()
+
+    assert gap(peft_weighted(tower, vectors, "cat"), total) < 1e-5
+    assert gap(peft_weighted(tower, vectors, "svd", svd_rank=6), total) < 1e-4
+    assert gap(peft_weighted(tower, vectors, "svd"), total) > 0.1  # cut to rank 2
+    assert gap(peft_weighted(tower, vectors, "linear"), total) > 0.1
+    ties = merge(vectors, "ties", keep=0.5, scale=1.0)
+    assert gap(peft_weighted(tower, vectors, "ties", density=0.5), ties) > 0.1
+    assert all(torch.equal(p, before[name]) for name, p in tower.state_dict().items())
