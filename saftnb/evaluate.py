@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from saftnb.backbones import ImageClassifier, resolve_device, tangent_embeddings
-from saftnb.suites import JointLabels, Split, Suite, joint_head
+from saftnb.suites import JointLabels, Split, Suite
 from saftnb.task_vector import TaskVector
 
 
@@ -82,7 +82,7 @@ def ensemble_hits(
 
 
 def joint_ranks(
-    suite: Suite, labels: JointLabels, vectors: Sequence[TaskVector | None], *, split: str = "test",
+    suite: Suite, labels: JointLabels, head: Tensor, vectors: Sequence[TaskVector | None], *, split: str = "test",
     pictures: int | None = None, tangent: bool = False, device: str = "auto",
 ) -> dict[str, Tensor]:  # fmt: skip
     """The joint task: for every picture of every task, how many labels rank above the right one, int64 (n,).
@@ -90,10 +90,9 @@ def joint_ranks(
     Hits@k is the share of ranks below k; a label as likely as the right one ranks above it only if it comes first.
 
     Args:
-        labels: see `joint_labels`; its tasks are measured.
+        labels: see `joint_labels`; its tasks are measured. head: their `joint_head`.
         vectors: of one model (None: the pre-trained one), or of several, whose mean of probabilities is taken.
     """
-    head = joint_head(suite, labels)
     ranks = {}
     for task in labels.index:
         part = suite.tasks[task].splits[split][:pictures]

@@ -19,9 +19,11 @@ COLOURS = {
     "sgd": "#5b7796", "saft": "#e07b39",
     "sam": "#b3446c", "asam-kwon": "#8a5a2b",  # the other sharpness-aware steps: warm
     "ftts": "#6c5b9e", "ftts+saft": "#c49a2c", "ftlo": "#3a8f5c", "ftlo+saft": "#a8503a",
+    "lora": "#4a7a9c", "lora+saft": "#d1612f",
     "sgd-matched": "#3f6fb5", "sgd-2x": "#2f4858", "sgd-wd0": "#4f9d97",  # the baseline's controls: cold
 }  # fmt: skip
-MARKERS = {"sgd": "o", "saft": "D", "ftts": "o", "ftts+saft": "D", "ftlo": "o", "ftlo+saft": "D"}
+MARKERS = {"sgd": "o", "saft": "D", "ftts": "o", "ftts+saft": "D", "ftlo": "o", "ftlo+saft": "D",
+           "lora": "o", "lora+saft": "D"}  # fmt: skip
 LABELS = {
     "sgd": "AdamW (sgd)",
     "saft": "SAFT (saft)",
@@ -34,6 +36,8 @@ LABELS = {
     "ftts+saft": "tangent with SAFT (ftts+saft)",
     "ftlo": "attention only (ftlo)",
     "ftlo+saft": "attention only with SAFT (ftlo+saft)",
+    "lora": "LoRA (lora)",
+    "lora+saft": "LoRA with SAFT (lora+saft)",
     "average": "average",
     "task_arithmetic": "task arithmetic",
     "ties": "TIES",
@@ -360,4 +364,63 @@ def loss_planes(grid: pd.DataFrame, marks: pd.DataFrame) -> Figure:
     bar = figure.colorbar(drawn, ax=axes, label="joint loss, nats", shrink=0.85)
     ticks = levels[::3]
     bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+    return figure
+
+
+def spaces_and_methods(frame: pd.DataFrame, individual: pd.Series) -> Figure:
+    """Mean accuracy of every method in every space, a panel a recipe; bars span the seeds.
+
+    Args:
+        frame: columns model, space, recipe, seed, accuracy (mean over tasks, %).
+        individual: recipe -> mean accuracy of the tasks' own models, a dashed line.
+    """
+    recipes, models, spaces = (list(dict.fromkeys(frame[column])) for column in ("recipe", "model", "space"))
+    figure, axes = plt.subplots(
+        1,
+        len(recipes),
+        figsize=(4.6 * len(recipes) + 1, 1.4 + 0.5 * len(models)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for axis, recipe in zip(axes[0], recipes, strict=True):
+        for number, space in enumerate(spaces):
+            part = frame[(frame["recipe"] == recipe) & (frame["space"] == space)].groupby("model")["accuracy"]
+            means, low, high = (value.reindex(models) for value in (part.mean(), part.min(), part.max()))
+            places = np.arange(len(models)) + 0.22 * (number - (len(spaces) - 1) / 2)
+            filled = {"markerfacecolor": _colour(recipe) if space != "weights" else "none"}
+            axis.errorbar(
+                means, places, xerr=[means - low, high - means], fmt="os^D"[number % 4], color=_colour(recipe),
+                label=space, markersize=6.5, linewidth=1, **filled,
+            )  # fmt: skip
+        axis.axvline(individual[recipe], color=_QUIET, linestyle="--", linewidth=1)
+        axis.annotate("own models", (individual[recipe], -0.45), (-4, 0), textcoords="offset points", fontsize=8,
+                      ha="right", va="center", color=_QUIET)  # fmt: skip
+        axis.set(title=LABELS.get(recipe, recipe), xlabel="mean test accuracy over tasks, %")
+        axis.set(yticks=range(len(models)), yticklabels=[LABELS.get(model, model) for model in models])
+    axes[0][0].set_ylim(len(models) - 0.5, -0.6)
+    axes[0][0].legend(loc="best", fontsize=8, title="space")
+    return figure
+
+
+def joint_task(frame: pd.DataFrame) -> Figure:
+    """Accuracy of every model and space on the joint task, recipes side by side; bars span the seeds.
+
+    Columns model, space, recipe, seed, accuracy (%).
+    """
+    rows = list(dict.fromkeys(zip(frame["model"], frame["space"], strict=True)))
+    recipes = list(dict.fromkeys(frame["recipe"]))
+    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.38 * len(rows)))
+    for number, recipe in enumerate(recipes):
+        part = frame[frame["recipe"] == recipe].groupby(["model", "space"])["accuracy"]
+        means, low, high = (value.reindex(rows) for value in (part.mean(), part.min(), part.max()))
+        places = np.arange(len(rows)) + 0.26 * (number - (len(recipes) - 1) / 2)
+        axis.errorbar(
+            means, places, xerr=[means - low, high - means], fmt=_marker(recipe), color=_colour(recipe), markersize=6.5,
+            label=LABELS.get(recipe, recipe), linewidth=1,
+        )  # fmt: skip
+    names = [LABELS.get(model, model) + (f", {space}" if space else "") for model, space in rows]
+    axis.set(yticks=range(len(rows)), yticklabels=names, xlabel="Hits@1 over all labels, %")
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.legend(loc="best", fontsize=8)
     return figure

@@ -59,6 +59,16 @@ SIZES = {
         "grid": 3,
         "plane_pictures": 10,
     },
+    "08_lora_merging": {
+        "suite": "thimble",
+        "seeds": [0, 1],
+        "scales": [0.3, 1.0],
+        "keeps": [0.2, 1.0],
+        "drops": [0.5],
+        "densities": [0.5],
+        "statistics_pictures": 20,
+    },
+    "09_joint_task": {"suite": "thimble", "seeds": [0, 1], "scales": [0.3, 1.0], "keeps": [0.2, 1.0], "drops": [0.5]},
     "appendix/finetune_task": {"suite": "thimble"},
     "appendix/evidence_seed": {
         "suite": "thimble",

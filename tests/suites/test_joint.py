@@ -69,7 +69,7 @@ def test_ranks_and_hits_by_the_definition(suite, tmp_path, monkeypatch):
     labels = joint_labels(suite)
     head = joint_head(suite, labels)
     for models in ([None], vectors[:1], vectors):
-        ranks = joint_ranks(suite, labels, models, pictures=30)
+        ranks = joint_ranks(suite, labels, head, models, pictures=30)
         right = {1: [], 3: [], 5: []}
         for task in suite.tasks:
             part = suite.tasks[task].test[:30]
@@ -103,6 +103,7 @@ def test_a_copy_of_the_right_label_counts_as_wrong_in_the_released_protocol(suit
     other = dataclasses.replace(first, name="other", class_names=("0", *(f"digit {i}" for i in range(1, 10))))
     both = Suite("both", suite.backbone, {"digits": first, "other": other})
     zero = first.test.labels == 0
-    released, unique = (joint_ranks(both, joint_labels(both, p), [None]) for p in ("released", "unique"))
+    both_labels = [joint_labels(both, protocol) for protocol in ("released", "unique")]
+    released, unique = (joint_ranks(both, labels, joint_head(both, labels), [None]) for labels in both_labels)
     assert (released["other"][zero] >= 1).all()
     assert torch.equal(unique["digits"][zero], unique["other"][zero])

@@ -1,0 +1,137 @@
+"""How far the updates of different tasks point the same way: linear CKA, singular spectra, shared directions."""
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from saftnb.backbones import resolve_device
+from saftnb.merging import represent
+from saftnb.suites import Suite
+from saftnb.task_vector import Delta, LowRank, TaskVector
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """Linear CKA of two views of the same n rows, (n, a) and (n, b), in 0 to 1; NaN where one of them is constant.
+
+    ‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖) in Frobenius norms, columns centred (Kornblith et al. 2019, arXiv 1905.00414, eq. 3).
+    """
+    x, y = (v.double() - v.double().mean(dim=0) for v in (x, y))
+    if min(x.shape) * min(y.shape) == 0:
+        return float("nan")
+    left, right = (torch.linalg.matrix_norm(v.T @ v if v.shape[1] < v.shape[0] else v @ v.T) for v in (x, y))
+    return float(torch.linalg.matrix_norm(y.T @ x) ** 2 / (left * right))
+
+
+@torch.no_grad()
+def layer_inputs(
+    suite: Suite, layers: Sequence[str], *, pictures: int = 20, rows: int = 2000, seed: int = 0, device: str = "auto"
+) -> dict[str, Tensor]:
+    """What the pre-trained tower gives to some of its linear layers, for test pictures of all tasks.
+
+    Args:
+        layers: names of their weights. pictures: of each task. rows: tokens, at most, drawn at random for `seed`.
+
+    Returns:
+        weight's name -> (rows, inputs), on the CPU, of the same tokens for all layers.
+    """
+    where = resolve_device(device)
+    tower = copy.deepcopy(suite.tower()).to(where)
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def note(name: str):
+        def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            found[name].append(given[0].flatten(0, -2).cpu())
+
+        return hook
+
+    for name in layers:
+        tower.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(note(name))
+    for task in suite.tasks:
+        prepare = suite.classifier(task, tower).to(where).pixels
+        for batch in suite.tasks[task].test[:pictures].images.split(50):
+            tower(prepare(batch.to(where)))
+    whole = {name: torch.cat(parts) for name, parts in found.items()}
+    total = len(next(iter(whole.values())))
+    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:rows]
+    return {name: x[chosen] for name, x in whole.items()}
+
+
+def update_cka(
+    vectors: Mapping[str, TaskVector], *, inputs: Mapping[str, Tensor] | None = None, space: str = "weights"
+) -> pd.DataFrame:
+    """Linear CKA between the updates of every two tasks, layer by layer (KnOTS, arXiv 2410.19735, Figure 2).
+
+    With `inputs`, on what the updates do: X Δ_iᵀ against X Δ_jᵀ, the rows being tokens. This is the same in the weights
+    and in KnOTS's basis, since U is orthonormal. Without, on the updates themselves: Δ_i against Δ_j, or R_i against
+    R_j in the space "knots", the rows being outputs, or shared directions.
+
+    Args:
+        vectors: task -> task vector. Layers are their 2-D deltas, or those of `inputs`.
+
+    Returns:
+        one row a layer and pair: layer, task_1, task_2, cka.
+    """
+    tasks = list(vectors)
+    there = represent(list(vectors.values()), space).vectors
+    rows = []
+    for name in inputs if inputs is not None else _matrices(there[0]):
+        deltas = [_dense(vector[name]) for vector in there]
+        views = [inputs[name].to(delta) @ delta.T for delta in deltas] if inputs is not None else deltas
+        for i, j in itertools.combinations(range(len(tasks)), 2):
+            cka = linear_cka(views[i], views[j])
+            rows.append({"layer": name, "task_1": tasks[i], "task_2": tasks[j], "cka": cka})
+    return pd.DataFrame(rows)
+
+
+def update_spectra(vectors: Mapping[str, TaskVector], count: int = 32) -> pd.DataFrame:
+    """The largest singular values of every task's updates, and of all side by side, [Δ_1 … Δ_n].
+
+    Returns:
+        one row a layer, task ("joint" for all) and index (from 1): layer, task, index, value.
+    """
+    rows = []
+    for name in _matrices(next(iter(vectors.values()))):
+        deltas = {task: _dense(vector[name]).double() for task, vector in vectors.items()}
+        deltas["joint"] = torch.cat(list(deltas.values()), dim=1)
+        for task, delta in deltas.items():
+            for index, value in enumerate(torch.linalg.svdvals(delta)[:count].tolist(), start=1):
+                rows.append({"layer": name, "task": task, "index": index, "value": value})
+    return pd.DataFrame(rows)
+
+
+def shared_directions(vectors: Mapping[str, TaskVector], rank: int = 16) -> pd.DataFrame:
+    """How much of two tasks' leading directions coincides: the mean squared cosine of the principal angles between
+    their first `rank` left (right) singular vectors, 0: orthogonal, 1: the same space. Chance is rank / dimension.
+
+    Returns:
+        one row a layer and pair: layer, task_1, task_2, left, right, chance_left, chance_right.
+    """
+    rows = []
+    for name in _matrices(next(iter(vectors.values()))):
+        bases = {}
+        for task, vector in vectors.items():
+            u, _, vt = torch.linalg.svd(_dense(vector[name]).double(), full_matrices=False)
+            bases[task] = u[:, :rank], vt[:rank].T
+        out, into = vector[name].shape
+        for one, two in itertools.combinations(vectors, 2):
+            left, right = (
+                float((a.T @ b).square().sum() / min(a.shape[1], b.shape[1]))
+                for a, b in zip(bases[one], bases[two], strict=True)
+            )
+            rows.append({
+                "layer": name, "task_1": one, "task_2": two, "left": left, "right": right,
+                "chance_left": min(1.0, rank / out), "chance_right": min(1.0, rank / into),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _matrices(vector: TaskVector) -> list[str]:
+    return [name for name, delta in vector.items() if len(delta.shape) == 2]
+
+
+def _dense(delta: Delta) -> Tensor:
+    return delta.dense() if isinstance(delta, LowRank) else delta
