@@ -424,3 +424,103 @@ def joint_task(frame: pd.DataFrame) -> Figure:
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.legend(loc="best", fontsize=8)
     return figure
+
+
+_UPDATES = {"full": "#5b7796", "LoRA": "#4f9d97", "LoRA, KnOTS's basis": "#b3446c"}
+
+
+def alignment(frame: pd.DataFrame) -> Figure:
+    """Mean linear CKA between tasks, layer by layer, a panel a view; bands are one standard deviation over pairs.
+
+    Columns view, updates, layer, cka, a row a pair (and seed); layers are drawn in their order.
+    """
+    views = list(dict.fromkeys(frame["view"]))
+    layers = list(dict.fromkeys(frame["layer"]))
+    figure, axes = plt.subplots(1, len(views), figsize=(4.8 * len(views), 3.3), sharey=True, squeeze=False)
+    for axis, view in zip(axes[0], views, strict=True):
+        for updates, part in frame[frame["view"] == view].groupby("updates", sort=False):
+            grouped = part.groupby("layer")["cka"]
+            mean, spread = grouped.mean().reindex(layers), grouped.std().reindex(layers).fillna(0)
+            colour = _UPDATES.get(updates, _QUIET)
+            axis.plot(range(len(layers)), mean, "o-", markersize=3, color=colour, label=updates)
+            axis.fill_between(range(len(layers)), mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+        axis.set(title=view, xlabel="attention matrix, by depth (q, k, v, out)", ylim=(0, 1))
+    axes[0][0].set_ylabel("linear CKA between two tasks")
+    handles, labels = axes[0][-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9)
+    return figure
+
+
+def alignment_heatmaps(frame: pd.DataFrame, tasks: Sequence[str]) -> Figure:
+    """Linear CKA between every two tasks, mean over layers and seeds, a panel for each view and kind of updates.
+
+    Columns view, updates, task_1, task_2, cka.
+    """
+    panels = list(dict.fromkeys(zip(frame["view"], frame["updates"], strict=True)))
+    side = 0.42 * len(tasks) + 1.1
+    figure, axes = plt.subplots(1, len(panels), figsize=(side * len(panels) + 1, side + 0.6), squeeze=False)
+    for number, (axis, (view, updates)) in enumerate(zip(axes[0], panels, strict=True)):
+        part = frame[(frame["view"] == view) & (frame["updates"] == updates)]
+        table = part.groupby(["task_1", "task_2"])["cka"].mean().unstack().reindex(index=tasks, columns=tasks)
+        table = table.fillna(table.T)
+        sns.heatmap(
+            table, vmin=0, vmax=1, cmap="mako_r", square=True, ax=axis, cbar=number == len(panels) - 1,
+            yticklabels=number == 0, annot=True, fmt=".2f", annot_kws={"fontsize": 6.5},
+        )  # fmt: skip
+        axis.set(xlabel="", ylabel="")
+        axis.set_title(f"{updates}\n{view}", fontsize=9)
+        axis.tick_params(length=0, labelsize=8)
+        axis.grid(False)
+    return figure
+
+
+def update_spectra(frame: pd.DataFrame) -> Figure:
+    """Singular values of single tasks' updates and of all side by side, mean over layers, tasks and seeds, a panel a
+    recipe.
+
+    Columns recipe, task ("joint" for all), index, value.
+    """
+    recipes = list(dict.fromkeys(frame["recipe"]))
+    figure, axes = plt.subplots(1, len(recipes), figsize=(4.4 * len(recipes), 3.1), squeeze=False)
+    for axis, recipe in zip(axes[0], recipes, strict=True):
+        part = frame[frame["recipe"] == recipe]
+        for label, chosen, style in (
+            ("one task", part[part["task"] != "joint"], "-"),
+            ("all tasks side by side", part[part["task"] == "joint"], "--"),
+        ):
+            mean = chosen.groupby("index")["value"].mean()
+            mean = mean[mean > 1e-6 * mean.max()]
+            axis.plot(mean.index, mean, style, color=_colour(recipe), label=label)
+        axis.set(title=LABELS.get(recipe, recipe), xlabel="index of the singular value", yscale="log")
+    axes[0][0].set_ylabel("singular value, mean of matrices")
+    axes[0][0].legend(loc="best", fontsize=8)
+    return figure
+
+
+def effects(frame: pd.DataFrame) -> Figure:
+    """Single gains, the gain of both and their interaction with intervals, a panel a space, a block a method.
+
+    Columns method, space, effect, mean, low, high (points of accuracy; low and high may be NaN).
+    """
+    methods, spaces, kinds = (list(dict.fromkeys(frame[column])) for column in ("method", "space", "effect"))
+    colours = dict(zip(kinds, ("#e07b39", "#4f9d97", "#6c5b9e", "#222222"), strict=False))
+    figure, axes = plt.subplots(
+        1, len(spaces), figsize=(4.4 * len(spaces) + 0.8, 1.3 + 0.75 * len(methods)), sharex=True, sharey=True,
+        squeeze=False,
+    )  # fmt: skip
+    for axis, space in zip(axes[0], spaces, strict=True):
+        for number, kind in enumerate(kinds):
+            part = frame[(frame["space"] == space) & (frame["effect"] == kind)].set_index("method").reindex(methods)
+            places = np.arange(len(methods)) + 0.2 * (number - (len(kinds) - 1) / 2)
+            reach = [part["mean"] - part["low"], part["high"] - part["mean"]]
+            axis.errorbar(
+                part["mean"], places, xerr=reach if part["low"].notna().all() else None, fmt="os^D"[number % 4],
+                color=colours.get(kind, _QUIET), label=kind, markersize=5.5, linewidth=1.2,
+            )  # fmt: skip
+        axis.axvline(0, color=_QUIET, linewidth=0.8)
+        axis.set(title=f"space: {space}", xlabel="points of mean test accuracy")
+        axis.set(yticks=range(len(methods)), yticklabels=[LABELS.get(method, method) for method in methods])
+    axes[0][0].set_ylim(len(methods) - 0.5, -0.5)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9)
+    return figure

@@ -69,6 +69,14 @@ SIZES = {
         "statistics_pictures": 20,
     },
     "09_joint_task": {"suite": "thimble", "seeds": [0, 1], "scales": [0.3, 1.0], "keeps": [0.2, 1.0], "drops": [0.5]},
+    "10_alignment": {"suite": "thimble", "seeds": [0, 1], "pictures": 3, "tokens": 100},
+    "12_flat_and_aligned": {
+        "suite": "thimble",
+        "seeds": [0, 1],
+        "scales": [0.3, 1.0],
+        "keeps": [0.2, 1.0],
+        "drops": [0.5],
+    },
     "appendix/finetune_task": {"suite": "thimble"},
     "appendix/evidence_seed": {
         "suite": "thimble",

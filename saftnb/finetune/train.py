@@ -2,6 +2,7 @@
 
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,6 +56,12 @@ class _Batches(Dataset):
         return draw_batch(*self.arguments, self.first + number)
 
 
+def adapter_seed(task: str, seed: int) -> int:
+    """What draws an adapter's first A: another one for each task, as for adapters that were trained apart, and the same
+    for all recipes."""
+    return seed * 1_000_003 + zlib.crc32(task.encode())
+
+
 def prepare_scope(tower: nn.Module, recipe: Recipe, seed: int = 0) -> None:
     """Leave only what the recipe's scope trains: for "lora" adapters, put there first."""
     tower.requires_grad_(recipe.scope in ("full", "tangent"))
@@ -77,7 +84,7 @@ class Training:
             device,
         )
         classifier.bf16 = recipe.precision == "bf16"
-        prepare_scope(classifier.tower, recipe, seed)
+        prepare_scope(classifier.tower, recipe, adapter_seed(task.name, seed))
         classifier.to(device)  # adapters start on the CPU
         self.trained = {name: p for name, p in classifier.tower.named_parameters() if p.requires_grad}
         self.start = {name: p.detach().cpu().clone() for name, p in self.trained.items()}
