@@ -21,8 +21,8 @@ class Recipe:
             weights of its attention layers' projections, no bias. "tangent" (FTTS, Ortiz-Jimenez et al. 2023): every
             parameter of the tower's first-order Taylor model; weight decay and ASAM's |w| are taken at θ, not θ − θ0.
             "lora": the factors of adapters on q, k, v and out of every attention layer, by PEFT; a sharpness-aware step
-            perturbs the factors A and B, and its ε is 0 while B is (at the first step, for "asam"). The first A is drawn
-            anew for each task and seed, the same for all recipes.
+            perturbs the factors A and B, and its ε is 0 while B is (at the first step, for "asam"). The first A is
+            drawn anew for each task and seed, the same for all recipes.
         steps: optimizer steps. A sharpness-aware step costs two gradients, a plain one costs one.
         batch_size: pictures a step.
         lr: peak learning rate, after `warmup` linear steps; a cosine then takes it to 0 at the last step.
