@@ -296,7 +296,7 @@ def block_linearity(frame: pd.DataFrame) -> Figure:
 def joint_losses(frame: pd.DataFrame) -> Figure:
     """The joint loss (above) and its gap δ (below) along the segment between two task models, a column a pair.
 
-    Columns pair ("one, two"), recipe, alpha (weight of the first), loss, gap.
+    Columns pair ("one, two"), recipe, alpha (weight of the first), loss, gap, a row a seed; bands span the seeds.
     """
     pairs = list(dict.fromkeys(frame["pair"]))
     figure, axes = plt.subplots(
@@ -305,9 +305,13 @@ def joint_losses(frame: pd.DataFrame) -> Figure:
     for column, pair in enumerate(pairs):
         for recipe, part in frame[frame["pair"] == pair].groupby("recipe", sort=False):
             for axis, value in zip(axes[:, column], ("loss", "gap"), strict=True):
-                mean = part.groupby("alpha")[value].mean()
+                grouped = part.groupby("alpha")[value]
+                mean = grouped.mean()
                 axis.plot(
                     mean.index, mean, color=_colour(recipe), marker=_marker(recipe), label=LABELS.get(recipe, recipe)
+                )
+                axis.fill_between(
+                    mean.index, grouped.min(), grouped.max(), color=_colour(recipe), alpha=0.15, linewidth=0
                 )
         axes[0][column].set_title(pair, fontsize=10)
         axes[1][column].axhline(0, color=_QUIET, linewidth=0.8)
