@@ -528,3 +528,35 @@ def effects(frame: pd.DataFrame) -> Figure:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9)
     return figure
+
+
+def knots_ablations(by_rank: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
+    """Accuracy by rank in every space, and the gain of one space over another by the number of tasks.
+
+    Args:
+        by_rank: columns rank, space, seed, accuracy (%).
+        gaps: columns tasks (how many), subset, seed, gain (points).
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
+    colours = ("#5b7796", "#b3446c", "#c49a2c", "#4f9d97", "#8a8a8a")
+    ranks = sorted(by_rank["rank"].unique())
+    for number, (space, part) in enumerate(by_rank.groupby("space", sort=False)):
+        grouped = part.groupby("rank")["accuracy"]
+        mean, low, high = grouped.mean(), grouped.min(), grouped.max()
+        places = np.arange(len(ranks)) + 0.06 * (number - 2)
+        left.errorbar(
+            places, mean.reindex(ranks), yerr=[(mean - low).reindex(ranks), (high - mean).reindex(ranks)],
+            fmt="os^Dv"[number % 5] + ("--" if space == "own models" else "-"), color=colours[number % 5], label=space,
+            markersize=5, linewidth=1.2,
+        )  # fmt: skip
+    left.set(xticks=range(len(ranks)), xticklabels=ranks, xlabel="rank", ylabel="mean test accuracy, %")
+    left.legend(loc="best", fontsize=8)
+    means = gaps.groupby(["tasks", "subset"])["gain"].mean().reset_index()
+    spread = np.random.default_rng(0).uniform(-0.12, 0.12, len(means))
+    right.plot(means["tasks"] + spread, means["gain"], "o", color=colours[1], alpha=0.4, markersize=4)
+    every = means.groupby("tasks")["gain"].mean()
+    right.plot(every.index, every, "-", color=colours[1], linewidth=1.8)
+    right.axhline(0, color=_QUIET, linewidth=0.8)
+    right.set(xticks=sorted(means["tasks"].unique()), xlabel="number of tasks merged")
+    right.set_ylabel("KnOTS minus weights, points")
+    return figure

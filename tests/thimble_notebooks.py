@@ -70,6 +70,14 @@ SIZES = {
     },
     "09_joint_task": {"suite": "thimble", "seeds": [0, 1], "scales": [0.3, 1.0], "keeps": [0.2, 1.0], "drops": [0.5]},
     "10_alignment": {"suite": "thimble", "seeds": [0, 1], "pictures": 3, "tokens": 100},
+    "11_knots_ablations": {
+        "suite": "thimble",
+        "seeds": [0, 1],
+        "ranks": [2, 16],
+        "subset_sizes": [2],
+        "scales": [0.3, 1.0],
+        "keeps": [0.2, 1.0],
+    },
     "12_flat_and_aligned": {
         "suite": "thimble",
         "seeds": [0, 1],
