@@ -105,6 +105,25 @@ def test_the_readme_quotes_only_numbers_of_the_kept_evidence():
     assert [n for n in re.findall(r"[+-]?\d+\.\d\b", left) if n not in one | rest] == []
 
 
+def test_the_readme_quotes_only_what_its_notebooks_show():
+    """Every number with a decimal point, in a line of the README on a notebook's results, stands in its outputs."""
+    section = (ROOT / "README.md").read_text().split("## Why: what the analyses say here")[1].split("\n## ")[0]
+    lines = section.split("\n- ")[1:]
+    assert len(lines) >= 4
+    for line in lines:
+        link, rest = re.match(r"\[\w+\]\((.*?)\):(.*)", line, re.DOTALL).groups()
+        cells = json.loads((ROOT / link).read_text())["cells"]
+        shown = [text for cell in cells for out in cell.get("outputs", []) for text in _texts(out)]
+        there = set(re.findall(r"[+−]?\d+\.\d+", " ".join(shown).replace("-", "−")))
+        wanted = re.findall(r"[+−]?\d+\.\d+", rest.replace("ρ = 0.5", ""))
+        assert wanted
+        assert [number for number in wanted if number not in there] == [], link
+
+
+def _texts(output: dict) -> list[str]:
+    return ["".join(output.get("text", "")), "".join(output.get("data", {}).get("text/markdown", ""))]
+
+
 def test_the_kept_evidence_is_what_its_notebook_shows():
     folder, notebook = ROOT / "reports" / "pocket-seeds", json.loads((ROOT / "notebooks/03_evidence.ipynb").read_text())
     (shown,) = headline_figures(notebook)
