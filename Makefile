@@ -42,6 +42,7 @@ notebooks: $(READY)
 bench: $(READY)
 	$(BIN)/python tests/bench/steps.py
 	$(BIN)/python tests/bench/disentanglement.py
+	$(BIN)/python tests/bench/knots.py
 	$(BIN)/python tests/bench/ties.py
 
 # Three models of the kept evidence, trained again: the same bits on the same kind of CPU.

@@ -56,13 +56,14 @@ def accuracies(hits_by_task: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def individual_hits(
-    suite: Suite, vectors: Mapping[str, TaskVector], *, split: str = "test", tangent: bool = False, device: str = "auto"
-) -> dict[str, Tensor]:
-    """`hits` of every task's own fine-tuned model on that task."""
+    suite: Suite, vectors: Mapping[str, TaskVector], *, split: str = "test", pictures: int | None = None,
+    tangent: bool = False, device: str = "auto",
+) -> dict[str, Tensor]:  # fmt: skip
+    """`hits` of every task's own fine-tuned model on (the first so many pictures of) that task."""
     found = {}
     for name, vector in vectors.items():
         model = suite.classifier(name, suite.tower(vector, tangent=tangent))
-        found[name] = hits(model, suite.tasks[name].splits[split], device=device)
+        found[name] = hits(model, suite.tasks[name].splits[split][:pictures], device=device)
     return found
 
 
@@ -93,16 +94,17 @@ def joint_ranks(
         labels: see `joint_labels`; its tasks are measured. head: their `joint_head`.
         vectors: of one model (None: the pre-trained one), or of several, whose mean of probabilities is taken.
     """
+    shares: dict[str, Tensor | float] = dict.fromkeys(labels.index, 0.0)
+    for vector in vectors:
+        tower = suite.tower(vector, tangent=tangent)
+        model = ImageClassifier(tower, head, suite.backbone.mean, suite.backbone.std).eval()
+        for task in labels.index:
+            images = suite.tasks[task].splits[split].images[:pictures]
+            shares[task] = shares[task] + logits(model, images, device=device).softmax(dim=1)
     ranks = {}
-    for task in labels.index:
-        part = suite.tasks[task].splits[split][:pictures]
-        shares: Tensor | float = 0.0
-        for vector in vectors:
-            tower = suite.tower(vector, tangent=tangent)
-            model = ImageClassifier(tower, head, suite.backbone.mean, suite.backbone.std).eval()
-            shares = shares + logits(model, part.images, device=device).softmax(dim=1)
-        right = labels.index[task][part.labels]
-        order = shares.argsort(dim=1, descending=True, stable=True)
+    for task, index in labels.index.items():
+        right = index[suite.tasks[task].splits[split].labels[:pictures]]
+        order = shares[task].argsort(dim=1, descending=True, stable=True)
         ranks[task] = (order == right[:, None]).int().argmax(dim=1)
     return ranks
 
@@ -185,7 +187,11 @@ class SuiteAccuracy:
 
     Args:
         split, tasks, pictures, tangent: as for `suite_hits`.
-        individual: accuracy of every task's own model on that split; the score is then the normalised accuracy.
+        individual: accuracy of every task's own model on that split; the score is then the normalised accuracy, of the
+            tasks whose own model has a hit.
+
+    Raises:
+        ValueError: no task's own model has a hit.
     """
 
     def __init__(
@@ -194,6 +200,8 @@ class SuiteAccuracy:
     ):  # fmt: skip
         self.suite, self.tangent, self.device, self.individual = suite, tangent, device, individual
         self.split, self.tasks, self.pictures = split, tuple(tasks or suite.tasks), pictures
+        if individual is not None and not any(individual[task] for task in self.tasks):
+            raise ValueError("no task's own model has a hit: there is nothing to divide by")
 
     def __call__(self, vector: TaskVector) -> dict[str, float]:
         return self.along(vector, [1.0])[0]
@@ -205,7 +213,10 @@ class SuiteAccuracy:
             accuracies({task: family.hits(task, [s], split=self.split, pictures=self.pictures) for task in self.tasks})
             for s in scales
         ]
-        return found if self.individual is None else [normalised(one, self.individual) for one in found]
+        if self.individual is None:
+            return found
+        known = [task for task in self.tasks if self.individual[task]]
+        return [normalised({task: one[task] for task in known}, self.individual) for one in found]
 
 
 def normalised(absolute: Mapping[str, float], individual: Mapping[str, float]) -> dict[str, float]:

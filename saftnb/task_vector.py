@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -257,7 +258,8 @@ class TaskVector(Mapping[str, Delta]):
             layers[name.removesuffix(".weight")] = delta if delta.B.shape[1] else empty  # PEFT has no rank 0
         ranks = {layer: delta.B.shape[1] for layer, delta in layers.items()}
         most = max(ranks.values(), default=1)
-        others = {layer: rank for layer, rank in ranks.items() if rank != most}
+        # PEFT takes the keys for patterns of the ends of names: only whole ones are meant.
+        others = {f"^{re.escape(layer)}": rank for layer, rank in ranks.items() if rank != most}
         config = LoraConfig(
             r=most, lora_alpha=most, rank_pattern=others, alpha_pattern=dict(others), target_modules=sorted(layers),
             inference_mode=True, base_model_name_or_path=base or None,

@@ -1,6 +1,13 @@
 """Why it works: measurements of trained models. Every function returns a tidy DataFrame, or a few numbers."""
 
-from saftnb.analysis.alignment import layer_inputs, linear_cka, shared_directions, update_cka, update_spectra
+from saftnb.analysis.alignment import (
+    kept_entries,
+    layer_inputs,
+    linear_cka,
+    shared_directions,
+    update_cka,
+    update_spectra,
+)
 from saftnb.analysis.disentanglement import disentanglement_map, mean_inside_box
 from saftnb.analysis.linearity import block_features, cross_task_linearity, joint_loss
 from saftnb.analysis.loss_slices import ascent_direction, loss_slice, random_direction
@@ -8,6 +15,6 @@ from saftnb.analysis.sharpness import hessian_eigenvalues, lanczos, loss_plane, 
 
 __all__ = [
     "ascent_direction", "block_features", "cross_task_linearity", "disentanglement_map", "hessian_eigenvalues",
-    "joint_loss", "lanczos", "layer_inputs", "linear_cka", "loss_plane", "loss_slice", "mean_inside_box",
-    "random_direction", "sam_sharpness", "shared_directions", "update_cka", "update_spectra",
+    "joint_loss", "kept_entries", "lanczos", "layer_inputs", "linear_cka", "loss_plane", "loss_slice",
+    "mean_inside_box", "random_direction", "sam_sharpness", "shared_directions", "update_cka", "update_spectra",
 ]  # fmt: skip

@@ -40,24 +40,32 @@ def layer_inputs(
     """
     where = resolve_device(device)
     tower = copy.deepcopy(suite.tower()).to(where)
+    parts = {task: suite.tasks[task].test[:pictures].images for task in suite.tasks}
+    images = sum(map(len, parts.values()))
+    wanted: list[Tensor] = []  # the chosen tokens, as numbers in the order in which they come
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    seen = dict.fromkeys(layers, 0)
 
     def note(name: str):
         def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-            found[name].append(given[0].flatten(0, -2).cpu())
+            flat = given[0].flatten(0, -2)
+            if not wanted:
+                total = images * len(flat) // len(given[0])
+                wanted.append(torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:rows])
+            here = wanted[0].sort().values - seen[name]
+            found[name].append(flat[here[(here >= 0) & (here < len(flat))].to(where)].cpu())
+            seen[name] += len(flat)
 
         return hook
 
     for name in layers:
         tower.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(note(name))
-    for task in suite.tasks:
+    for task, part in parts.items():
         prepare = suite.classifier(task, tower).to(where).pixels
-        for batch in suite.tasks[task].test[:pictures].images.split(50):
+        for batch in part.split(50):
             tower(prepare(batch.to(where)))
-    whole = {name: torch.cat(parts) for name, parts in found.items()}
-    total = len(next(iter(whole.values())))
-    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:rows]
-    return {name: x[chosen] for name, x in whole.items()}
+    order = wanted[0].argsort().argsort()
+    return {name: torch.cat(pieces)[order] for name, pieces in found.items()}
 
 
 def update_cka(
@@ -65,9 +73,10 @@ def update_cka(
 ) -> pd.DataFrame:
     """Linear CKA between the updates of every two tasks, layer by layer (KnOTS, arXiv 2410.19735, Figure 2).
 
-    With `inputs`, on what the updates do: X Δ_iᵀ against X Δ_jᵀ, the rows being tokens. This is the same in the weights
-    and in KnOTS's basis, since U is orthonormal. Without, on the updates themselves: Δ_i against Δ_j, or R_i against
-    R_j in the space "knots", the rows being outputs, or shared directions.
+    With `inputs`, on what the updates do: X Δ_iᵀ against X Δ_jᵀ, the rows being tokens. Without, on the updates
+    themselves, Δ_i against Δ_j, the rows being outputs. Linear CKA does not see rotations: on inputs it is the same in
+    the weights and in KnOTS's basis, since U is orthonormal, and on rows R_jᵀ R_i = Δ_jᵀ Δ_i, so that only the centring
+    differs. What the basis does change is in `kept_entries`.
 
     Args:
         vectors: task -> task vector. Layers are their 2-D deltas, or those of `inputs`.
@@ -84,6 +93,32 @@ def update_cka(
         for i, j in itertools.combinations(range(len(tasks)), 2):
             cka = linear_cka(views[i], views[j])
             rows.append({"layer": name, "task_1": tasks[i], "task_2": tasks[j], "cka": cka})
+    return pd.DataFrame(rows)
+
+
+def kept_entries(vectors: Mapping[str, TaskVector], keep: float = 0.2, *, space: str = "weights") -> pd.DataFrame:
+    """What TIES meets in a space: of the entries that it keeps of two tasks, how many coincide, and with equal signs.
+
+    Every task keeps its largest `keep` by magnitude over all matrices, as TIES trims.
+
+    Returns:
+        one row a pair: task_1, task_2; overlap: the share of the first's kept entries that the second keeps as well
+        (by chance `keep`); agreement: the share of those with equal signs (by chance ½).
+    """
+    tasks = list(vectors)
+    flat = []
+    for vector in represent(list(vectors.values()), space).vectors:
+        values = torch.cat([_dense(vector[name]).flatten() for name in _matrices(vector)])
+        count = len(values) - int(len(values) * keep)
+        cut = values.abs().kthvalue(max(1, count)).values if keep < 1 else 0.0
+        flat.append(torch.where(values.abs() >= cut, values, 0.0))
+    rows = []
+    for i, j in itertools.combinations(range(len(tasks)), 2):
+        both = (flat[i] != 0) & (flat[j] != 0)
+        rows.append({
+            "task_1": tasks[i], "task_2": tasks[j], "overlap": float(both.sum() / (flat[i] != 0).sum()),
+            "agreement": float((flat[i][both].sign() == flat[j][both].sign()).double().mean()),
+        })  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -106,6 +141,7 @@ def update_spectra(vectors: Mapping[str, TaskVector], count: int = 32) -> pd.Dat
 def shared_directions(vectors: Mapping[str, TaskVector], rank: int = 16) -> pd.DataFrame:
     """How much of two tasks' leading directions coincides: the mean squared cosine of the principal angles between
     their first `rank` left (right) singular vectors, 0: orthogonal, 1: the same space. Chance is rank / dimension.
+    Needs updates of that rank at least: where one has less, arbitrary vectors fill up.
 
     Returns:
         one row a layer and pair: layer, task_1, task_2, left, right, chance_left, chance_right.
@@ -124,7 +160,7 @@ def shared_directions(vectors: Mapping[str, TaskVector], rank: int = 16) -> pd.D
             )
             rows.append({
                 "layer": name, "task_1": one, "task_2": two, "left": left, "right": right,
-                "chance_left": min(1.0, rank / out), "chance_right": min(1.0, rank / into),
+                "chance_left": min(rank, out, into) / out, "chance_right": min(rank, out, into) / into,
             })  # fmt: skip
     return pd.DataFrame(rows)
 

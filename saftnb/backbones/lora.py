@@ -28,7 +28,10 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 _PLAIN = {
     "use_dora": (False, None), "bias": ("none", None), "modules_to_save": (None, []), "lora_bias": (False, None),
     "fan_in_fan_out": (False, None), "use_qalora": (False, None), "use_bdlora": (False, None),
-    "trainable_token_indices": (None, {}), "target_parameters": (None, []),
+    "trainable_token_indices": (None, {}), "target_parameters": (None, []), "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []), "arrow_config": (None,), "kasa_config": (None,), "velora_config": (None,),
+    "monteclora_config": (None,), "corda_config": (None,),
+    "init_lora_weights": (True, False, None, "gaussian", "eva"),  # the others move the base model, too
 }  # fmt: skip
 
 
@@ -40,7 +43,7 @@ def add_lora(tower: nn.Module, *, rank: int = 16, alpha: float = 16, dropout: fl
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds
 
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(TARGETS), bias="none")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # PEFT draws on the CPU
         torch.manual_seed(seed)
         inject_adapter_in_model(config, tower)
     for name, p in tower.named_parameters():
@@ -125,6 +128,12 @@ def load_adapter(folder: str | os.PathLike, model: nn.Module | None = None) -> T
         if config.get(field) not in plain:
             raise ValueError(f"{folder}: {field} is {config[field]!r}; only plain LoRA, (α/r) B A, is a task vector")
     vector = lora_vector(state, lambda layer: _scaling(config, layer))
+    for name, delta in vector.items():
+        rank = _pattern(config, "rank_pattern", config["r"], name.removesuffix(".weight"))
+        if delta.B.shape[1] != rank:
+            raise ValueError(
+                f"{folder}: {name!r} is of rank {delta.B.shape[1]} in the weights and {rank} in the config"
+            )
     vector = TaskVector({open_clip_name(name): delta for name, delta in vector.items()})
     if model is not None:
         shapes = {name: p.shape for name, p in model.named_parameters()}
@@ -140,13 +149,15 @@ def load_adapter(folder: str | os.PathLike, model: nn.Module | None = None) -> T
 
 
 def _scaling(config: Mapping, layer: str) -> float:
-    """α/r of a layer, or α/√r with rsLoRA; patterns are the ends of layers' names, as in PEFT."""
-
-    def of(pattern: str, default: float) -> float:
-        for key, value in (config.get(pattern) or {}).items():
-            if re.fullmatch(rf"(?:.*\.)?({key})", layer):
-                return value
-        return default
-
-    rank, alpha = of("rank_pattern", config["r"]), of("alpha_pattern", config["lora_alpha"])
+    """α/r of a layer, or α/√r with rsLoRA."""
+    rank = _pattern(config, "rank_pattern", config["r"], layer)
+    alpha = _pattern(config, "alpha_pattern", config["lora_alpha"], layer)
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _pattern(config: Mapping, field: str, default: float, layer: str) -> float:
+    """A layer's value: patterns are ends of layers' names, or whole ones after "^", as in PEFT."""
+    for key, value in (config.get(field) or {}).items():
+        if re.match(rf"(.*\.)?({key})$", layer):
+            return value
+    return default

@@ -74,8 +74,8 @@ def estimate(grid: Grid, todo: set[str], jobs: int) -> str:
 def measured_hours(grid: Grid, todo: set[str], say: Callable[[str], None] = _print) -> str:
     """The hours that the runs' `gradients` take on this machine's device, in words; "" where a run has none.
 
-    One training step of the first run's backbone is timed; what its gradient takes in floating-point operations, and
-    those of the other backbones and scopes, is counted. Budgets, in seconds, are added.
+    One training step of the first run's backbone and recipe is timed; what its gradient takes in floating-point
+    operations, and those of the other backbones and scopes, is counted. Budgets, in seconds, are added.
     """
     runs = [run for run in grid.runs if run.id in todo]
     if not any(run.gradients for run in runs) or not all(run.gradients or run.budget for run in runs):
@@ -84,18 +84,19 @@ def measured_hours(grid: Grid, todo: set[str], say: Callable[[str], None] = _pri
     from saftnb.finetune import recipe
     from saftnb.finetune.measure import flops_per_second, gradient_flops
 
-    work, backbones = 0.0, []
+    work, kinds = 0.0, []
     for run in runs:
         if run.gradients:
-            suite = run.parameters["suite"]
-            firsts = OPENAI_BACKBONES if suite == "vision8" else POCKET_BACKBONES
-            backbones.append(run.parameters["backbone"] or next(iter(firsts)))
-            plan = recipe(run.parameters.get("recipe", "sgd"), suite)
-            work += run.gradients * plan.batch_size * gradient_flops(backbones[-1], plan.scope)
-    device = resolve_device("auto").type
-    speed = flops_per_second(backbones[0], recipe("sgd", suite))
+            given = run.parameters
+            firsts = OPENAI_BACKBONES if given["suite"] == "vision8" else POCKET_BACKBONES
+            names = [given.get("recipe"), *given.get("recipes", []), given.get("base_recipe"), given.get("low_rank")]
+            plan = recipe(next((name for name in names if name), "sgd"), given["suite"])
+            kinds.append((given["backbone"] or next(iter(firsts)), plan))
+            work += run.gradients * plan.batch_size * gradient_flops(kinds[-1][0], plan.scope)
+    device, (backbone, plan) = resolve_device("auto").type, kinds[0]
+    speed = flops_per_second(backbone, plan)
     say(
-        f"measured here, on {device}: a step of {backbones[0]} does {speed / 1e12:.3g} TFLOP/s; "
+        f"measured here, on {device}: a step of {backbone} with {plan.name} does {speed / 1e12:.3g} TFLOP/s; "
         f"the work is {work:.2g} FLOP"
     )
     hours = (work / speed + sum(run.budget or 0.0 for run in runs)) / 3600

@@ -143,7 +143,8 @@ class Training:
             return total
 
         self.classifier.train()
-        with torch.random.fork_rng(enabled=self.recipe.scope == "lora"):
+        cards = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cards, enabled=self.recipe.scope == "lora"):
             loss = self.optimizer.step(closure)
         self.next_step += 1
         return float(loss.detach())

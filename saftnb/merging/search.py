@@ -51,6 +51,7 @@ def search(
 
     A merge is linear in its `scale`, so each combination of the others is merged once, at scale 1.
     """
+    _check_grid(method, grid)
     rows, best, best_mean = [], None, float("-inf")
     with tqdm(total=_size(grid), desc=f"search {method}", disable=not progress) as bar:
         for point, (vector,), scales in _directions([_represented(vectors)], method, grid, statistics):
@@ -74,18 +75,21 @@ def coordinate_search(
     """One hyperparameter after the other, in the grid's order, each at the best value with those before it chosen and
     those after it at their start (KnOTS, arXiv 2410.19735: λ, then keep, then p). The first of equals is kept.
 
+    A start that is no value of its grid stays where no value of that grid is better.
+
     Args:
         vectors, method, grid, score: as for `search`.
-        start: values to begin with; the method's own defaults for those not named.
+        start: values to begin with, of hyperparameters in the grid; the method's own defaults for those not named.
 
     Raises:
-        ValueError: the method has no hyperparameter of that name.
+        ValueError: no such method, a name that it or the grid does not have, or an empty grid.
     """
-    unknown = [name for name in grid if name not in methods()[method].hyperparameters]
-    if unknown or not grid:
-        raise ValueError(
-            f"{method} has no hyperparameter {unknown[0]!r}" if unknown else "an empty grid has no coordinate"
-        )
+    _check_grid(method, grid)
+    strange = [name for name in start or {} if name not in grid]
+    if strange:
+        raise ValueError(f"start names {strange[0]!r}, which is not in the grid")
+    if not grid:
+        raise ValueError("an empty grid has no coordinate")
     there, known = _represented(vectors), methods()[method].hyperparameters
     chosen = {name: (start or {}).get(name, known[name].default) for name in grid}
     rows, best, best_mean = [], None, float("-inf")
@@ -103,6 +107,17 @@ def coordinate_search(
             bar.update(len(values))
             chosen = {n: best[1][n] for n in grid}
     return Search(best[0], chosen, pd.DataFrame(rows), _edges(grid, chosen))
+
+
+def _check_grid(method: str, grid: Mapping[str, Sequence[float]]) -> None:
+    """Raises ValueError on an unknown method, a name that it does not have, or an empty list of values."""
+    if method not in methods():
+        raise ValueError(f"there is no merge method {method!r}; allowed are {', '.join(sorted(methods()))}")
+    for name, values in grid.items():
+        if name not in methods()[method].hyperparameters:
+            raise ValueError(f"{method} has no hyperparameter {name!r}")
+        if not len(values):
+            raise ValueError(f"{method}: the grid has no value for {name!r}")
 
 
 def _size(grid: Mapping[str, Sequence[float]]) -> int:
@@ -198,9 +213,10 @@ def search_subsets(
     """
     if not 1 <= size <= len(vectors):
         raise ValueError(f"size is 1 to {len(vectors)}, not {size}")
+    _check_grid(method, grid)
     subsets = list(itertools.combinations(vectors, size))
     groups = [represent([vectors[task] for task in subset], space) for subset in subsets]
-    rows, best, best_mean = [], None, float("-inf")
+    rows, best, best_mean = [], {}, float("-inf")
     with tqdm(total=_size(grid), desc=f"search {method}, {size} tasks", disable=not progress) as bar:
         for point, merged, scales in _directions(groups, method, grid):
             for here, scale in zip(_points(point, grid), scales, strict=True):
@@ -208,7 +224,12 @@ def search_subsets(
                 means = [sum(one.values()) / len(one) for one in scores]
                 rows.append({**here, "mean": sum(means) / len(means)})
                 if rows[-1]["mean"] > best_mean:
-                    best, best_mean = ([scale * vector for vector in merged], here), rows[-1]["mean"]
+                    best, best_mean = here, rows[-1]["mean"]
                 bar.update()
-    chosen = dict(zip(subsets, best[0], strict=True))
-    return SubsetSearch(chosen, best[1], pd.DataFrame(rows), _edges(grid, best[1]))
+    # Merged again: at full size there is no room for two points' merges of all subsets.
+    unit = {"scale": 1.0} if "scale" in best else {}
+    chosen = {
+        subset: best.get("scale", 1.0) * group.merge(method, **best | unit)
+        for subset, group in zip(subsets, groups, strict=True)
+    }
+    return SubsetSearch(chosen, best, pd.DataFrame(rows), _edges(grid, best))

@@ -3,8 +3,8 @@
 A space is a function of task vectors that returns one representation for each, again a task vector, and the linear map
 from a merged representation back to weights. Only matrices (2-D deltas) change; every other parameter represents
 itself. Both "knots" and "core" start from two QR decompositions of the low-rank factors, cost O((O + I)(Σr)²) for a
-layer O × I, and never form a delta B A; a dense delta is taken as a factor of full rank. They compute in float64, and
-what comes out has the deltas' dtype.
+layer O × I, and never form a delta B A; a dense delta is taken as a factor of full rank. They compute in float64; a
+representation is in float32 at least, and what comes back has the deltas' dtype.
 """
 
 from __future__ import annotations
@@ -43,9 +43,13 @@ def knots(
     """
     turned = axis == "rows"
 
+    def back(shared: Tensor, merged: Tensor, dtype: torch.dtype) -> LowRank:
+        found = LowRank(shared, merged).to(dtype)
+        return _turned(found) if turned else found
+
     def decompose(deltas: Sequence[Delta]) -> tuple[list[Tensor], Callable[[Tensor], LowRank]]:
         shared, parts = joint_svd([_turned(delta) for delta in deltas] if turned else deltas, cutoff)
-        return parts, lambda merged: _turned(LowRank(shared, merged)) if turned else LowRank(shared, merged)
+        return parts, lambda merged: back(shared, merged, promoted_dtype(deltas))
 
     return _by_matrix(vectors, decompose)
 
@@ -54,22 +58,30 @@ def knots(
 def core(vectors: Sequence[TaskVector]) -> Represented:
     """Each delta in orthonormal bases of all tasks' column and row spaces (Core Space; Panariello et al. 2025).
 
-    With U an orthonormal basis of [B_1 … B_n] and V one of [A_1; …; A_n]'s rows, task t is represented by
-    M_t = Uᵀ B_t A_t V, (Σr, Σr) at most; back: U M Vᵀ. Nothing is lost.
+    With U the left singular vectors of [B_1 … B_n] and V the right ones of [A_1; …; A_n], which do not depend on the
+    order of the tasks, task t is represented by M_t = Uᵀ B_t A_t V, (Σr, Σr) at most; back: U M Vᵀ. Nothing is lost.
     """
 
     def decompose(deltas: Sequence[Delta]) -> tuple[list[Tensor], Callable[[Tensor], LowRank]]:
-        dtype = promoted_dtype(deltas)
+        dtype, out = promoted_dtype(deltas, at_least=torch.float32), promoted_dtype(deltas)
         factors = [_factors(delta) for delta in deltas]
-        left, rights = torch.linalg.qr(torch.cat([b for b, _ in factors], dim=1))
-        right, lefts = torch.linalg.qr(torch.cat([a.T for _, a in factors], dim=1))
+        left, rights = _basis([b for b, _ in factors])
+        right, lefts = _basis([a.T for _, a in factors])
         sizes = [b.shape[1] for b, _ in factors]
         pairs = zip(rights.split(sizes, dim=1), lefts.split(sizes, dim=1), strict=True)
         cores = [(mine @ other.T).to(dtype) for mine, other in pairs]
         outer, inner = left.to(dtype), right.T.to(dtype)
-        return cores, lambda merged: LowRank(outer @ merged, inner)
+        return cores, lambda merged: LowRank(outer @ merged, inner).to(out)
 
     return _by_matrix(vectors, decompose)
+
+
+def _basis(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The left singular vectors U of [P_1 … P_n] and Uᵀ [P_1 … P_n]."""
+    wide = torch.cat(list(parts), dim=1)
+    basis, corner = torch.linalg.qr(wide)
+    turn, _, _ = torch.linalg.svd(corner, full_matrices=False)
+    return basis @ turn, turn.T @ corner
 
 
 def joint_svd(deltas: Sequence[Delta], cutoff: float = 1e-5) -> tuple[Tensor, list[Tensor]]:
@@ -82,9 +94,9 @@ def joint_svd(deltas: Sequence[Delta], cutoff: float = 1e-5) -> tuple[Tensor, li
         deltas: one a task, (O, I) each. cutoff: singular values above it are kept.
 
     Returns:
-        U (O, k), and for each task R_t (k, I), in the deltas' dtype.
+        U (O, k), and for each task R_t (k, I), in the deltas' dtype, float32 at least.
     """
-    dtype = promoted_dtype(deltas)
+    dtype = promoted_dtype(deltas, at_least=torch.float32)
     factors = [_factors(delta) for delta in deltas]
     basis, corner = torch.linalg.qr(torch.cat([b for b, _ in factors], dim=1))
     own = [torch.linalg.qr(a.T) for _, a in factors]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saftnb.analysis import layer_inputs, linear_cka, shared_directions, update_cka, update_spectra
+from saftnb.analysis import kept_entries, layer_inputs, linear_cka, shared_directions, update_cka, update_spectra
 from saftnb.merging import LowRank, TaskVector, represent
 from saftnb.suites import load_suite
 
@@ -116,3 +116,32 @@ def test_layer_inputs_are_what_the_layer_sees():
     assert ours.shape == wanted.shape
     order = torch.randperm(len(wanted), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(ours, wanted[order], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("space", ["weights", "knots", "core"])
+@pytest.mark.parametrize("keep", [0.2, 1.0])
+def test_kept_entries_by_counting(space, keep):
+    vectors = adapters()
+    there = represent(list(vectors.values()), space).vectors
+    values = []
+    for vector in there:
+        delta = vector["a.weight"]
+        entries = (delta.dense() if isinstance(delta, LowRank) else delta).flatten().tolist()
+        order = sorted(range(len(entries)), key=lambda i: -abs(entries[i]))
+        count = min(len(entries), int(len(entries) * keep) + 1)  # as TIES: the entry at the threshold stays
+        values.append({i: entries[i] for i in order[:count] if entries[i] != 0})
+    frame = kept_entries(vectors, keep, space=space)
+    for number, (i, j) in enumerate(itertools.combinations(range(3), 2)):
+        both = values[i].keys() & values[j].keys()
+        same = sum(values[i][k] * values[j][k] > 0 for k in both)
+        assert frame["overlap"][number] == pytest.approx(len(both) / len(values[i]))
+        assert frame["agreement"][number] == pytest.approx(same / len(both)) or not both
+
+
+def test_rows_see_no_rotation_but_for_the_centring():
+    """Why linear CKA cannot show what KnOTS's basis does: R_jᵀ R_i = Δ_jᵀ Δ_i."""
+    vectors = adapters()
+    represented = represent(list(vectors.values()), "knots").vectors
+    one, two = (v["a.weight"] for v in represented[:2])
+    first, second = (v["a.weight"].dense() for v in list(vectors.values())[:2])
+    torch.testing.assert_close(two.T @ one, second.T @ first)

@@ -1,5 +1,6 @@
 """LoRA through PEFT: adapters as task vectors, PEFT's files in and out, Hugging Face's names."""
 
+import copy
 import json
 
 import pytest
@@ -162,6 +163,9 @@ def test_hugging_face_adapters_load_into_our_towers(tmp_path, pixels, kind, opti
         ({"use_dora": True}, "use_dora is True; only plain LoRA"),
         ({"bias": "all"}, "bias is 'all'; only plain LoRA"),
         ({"modules_to_save": ["head"]}, r"modules_to_save is \['head'\]; only plain LoRA"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'; only plain LoRA"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication is"),
+        ({"r": 8, "lora_alpha": 8}, "'a.weight' is of rank 1 in the weights and 8 in the config"),
         ({"peft_type": "LOHA"}, "the adapter is LOHA, not LORA"),
     ],
 )
@@ -298,3 +302,29 @@ def test_peft_s_own_merges_are_not_ours_but_for_the_plain_sum():
     ties = merge(vectors, "ties", keep=0.5, scale=1.0)
     assert gap(peft_weighted(tower, vectors, "ties", density=0.5), ties) > 0.1
     assert all(torch.equal(p, before[name]) for name, p in tower.state_dict().items())
+
+
+def test_layers_whose_names_end_alike_keep_their_own_ranks(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.proj, self.attn = nn.Linear(4, 4), nn.ModuleDict({"proj": nn.Linear(4, 4)})
+
+        def forward(self, x):
+            return self.attn["proj"](self.proj(x))
+
+    torch.manual_seed(0)
+    vector = TaskVector(
+        {
+            "proj.weight": LowRank(torch.randn(4, 2), torch.randn(2, 4)),
+            "attn.proj.weight": LowRank(torch.randn(4, 3), torch.randn(3, 4)),
+        }
+    )
+    net, x = Net(), torch.randn(2, 4)
+    vector.to_adapter(tmp_path)
+    loaded = PeftModel.from_pretrained(copy.deepcopy(net), tmp_path)
+    torch.testing.assert_close(loaded(x), vector.apply_to(copy.deepcopy(net))(x))
+    assert {n: d.B.shape[1] for n, d in load_adapter(tmp_path, net).items()} == {
+        "proj.weight": 2,
+        "attn.proj.weight": 3,
+    }

@@ -60,6 +60,6 @@ runs:
         ", about 2 CPU hours at that speed",
         ", about 2 GPU hours at that speed",
     )
-    assert "a step of pocket-0 does" in said[0]
+    assert "a step of pocket-0 with sgd does" in said[0]
     assert local.measured_hours(grid, {grid.runs[-1].id}, said.append) == ""
     assert len(said) == 1

@@ -155,5 +155,11 @@ def test_a_coordinate_search_goes_along_one_hyperparameter_after_the_other():
 def test_a_coordinate_search_refuses_what_the_method_lacks():
     with pytest.raises(ValueError, match="ties has no hyperparameter 'drop'"):
         coordinate_search(vectors(), "ties", {"drop": [0.1]}, closeness(0), progress=False)
+    with pytest.raises(ValueError, match="no value for 'scale'"):
+        search(vectors(), "ties", {"scale": []}, closeness(0), progress=False)
+    with pytest.raises(ValueError, match="there is no merge method 'tie'"):
+        coordinate_search(vectors(), "tie", {"scale": [1.0]}, closeness(0), progress=False)
+    with pytest.raises(ValueError, match="start names 'kep', which is not in the grid"):
+        coordinate_search(vectors(), "ties", {"scale": [1.0]}, closeness(0), start={"kep": 1}, progress=False)
     with pytest.raises(ValueError, match="an empty grid"):
         coordinate_search(vectors(), "ties", {}, closeness(0), progress=False)
