@@ -478,6 +478,33 @@ def alignment_heatmaps(frame: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     return figure
 
 
+def kept_entries(frame: pd.DataFrame, keep: float) -> Figure:
+    """Share of kept entries that coincide, and of those with equal signs; a dot a pair of tasks, a diamond their mean.
+
+    Columns updates, task_1, task_2, seed, overlap, agreement; `keep`: the share kept, which is the overlap by chance.
+    """
+    kinds = list(dict.fromkeys(frame["updates"]))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.9 + 0.5 * len(kinds)), sharey=True)
+    scatter = np.random.default_rng(0)
+    for axis, value, label, chance in (
+        (axes[0], "overlap", "share of kept entries that coincide", keep),
+        (axes[1], "agreement", "share of those with equal signs", 0.5),
+    ):
+        for row, updates in enumerate(kinds):
+            part = frame[frame["updates"] == updates].groupby(["task_1", "task_2"])[value].mean()
+            colour = _UPDATES.get(updates, "#c49a2c")
+            axis.plot(part, row + scatter.uniform(-0.15, 0.15, len(part)), "o", color=colour, alpha=0.4, markersize=4)
+            axis.plot(part.mean(), row, "D", color=colour, markersize=8, markeredgecolor="white")
+        axis.axvline(chance, color=_QUIET, linestyle="--", linewidth=1)
+        axis.annotate(
+            "chance", (chance, -0.45), (4, 0), textcoords="offset points", fontsize=8, color=_QUIET, va="center"
+        )
+        axis.set(xlabel=label, xlim=(0, 1))
+    axes[0].set(yticks=range(len(kinds)), yticklabels=kinds)
+    axes[0].set_ylim(len(kinds) - 0.5, -0.6)
+    return figure
+
+
 def update_spectra(frame: pd.DataFrame) -> Figure:
     """Singular values of single tasks' updates and of all side by side, mean over layers, tasks and seeds, a panel a
     recipe.
