@@ -109,7 +109,7 @@ def test_the_readme_quotes_only_what_its_notebooks_show():
     """Every number with a decimal point, in a line of the README on a notebook's results, stands in its outputs."""
     section = (ROOT / "README.md").read_text().split("## Why: what the analyses say here")[1].split("\n## ")[0]
     lines = section.split("\n- ")[1:]
-    assert len(lines) >= 4
+    assert len(lines) >= 5
     for line in lines:
         link, rest = re.match(r"\[\w+\]\((.*?)\):(.*)", line, re.DOTALL).groups()
         cells = json.loads((ROOT / link).read_text())["cells"]
@@ -121,7 +121,10 @@ def test_the_readme_quotes_only_what_its_notebooks_show():
 
 
 def _texts(output: dict) -> list[str]:
-    return ["".join(output.get("text", "")), "".join(output.get("data", {}).get("text/markdown", ""))]
+    data = output.get("data", {})
+    return [
+        "".join(text) for text in (output.get("text", ""), data.get("text/markdown", ""), data.get("text/html", ""))
+    ]
 
 
 def test_the_kept_evidence_is_what_its_notebook_shows():

@@ -99,6 +99,7 @@ SIZES = {
         "tasks": ["digits"],
         "rates": [1e-3],
         "ft_rates": [1e-3],
+        "lora_rates": [1e-3],
         "more_rates": [],
         "decays": [0.1],
         "saft_radii": [0.2],
