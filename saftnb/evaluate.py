@@ -188,10 +188,7 @@ class SuiteAccuracy:
     Args:
         split, tasks, pictures, tangent: as for `suite_hits`.
         individual: accuracy of every task's own model on that split; the score is then the normalised accuracy, of the
-            tasks whose own model has a hit.
-
-    Raises:
-        ValueError: no task's own model has a hit.
+            tasks whose own model has a hit (the plain accuracy where none has).
     """
 
     def __init__(
@@ -200,8 +197,6 @@ class SuiteAccuracy:
     ):  # fmt: skip
         self.suite, self.tangent, self.device, self.individual = suite, tangent, device, individual
         self.split, self.tasks, self.pictures = split, tuple(tasks or suite.tasks), pictures
-        if individual is not None and not any(individual[task] for task in self.tasks):
-            raise ValueError("no task's own model has a hit: there is nothing to divide by")
 
     def __call__(self, vector: TaskVector) -> dict[str, float]:
         return self.along(vector, [1.0])[0]
@@ -213,9 +208,9 @@ class SuiteAccuracy:
             accuracies({task: family.hits(task, [s], split=self.split, pictures=self.pictures) for task in self.tasks})
             for s in scales
         ]
-        if self.individual is None:
+        known = [task for task in self.tasks if self.individual and self.individual[task]]
+        if not known:
             return found
-        known = [task for task in self.tasks if self.individual[task]]
         return [normalised({task: one[task] for task in known}, self.individual) for one in found]
 
 

@@ -223,3 +223,13 @@ def test_one_seed_has_no_interval():
     for bad in ([], [1.0, np.nan]):
         with pytest.raises(ValueError, match="at least one difference"):
             seed_interval(bad)
+
+
+def test_a_search_s_score_is_normalised_over_the_tasks_whose_own_model_hits(suite):
+    vector = TaskVector({name: 0.01 * torch.ones_like(p) for name, p in suite.tower().named_parameters()})
+    plain = SuiteAccuracy(suite, pictures=30)(vector)
+    both = SuiteAccuracy(suite, pictures=30, individual={"digits": 0.5, "patterns": 0.8})(vector)
+    assert both == pytest.approx({"digits": plain["digits"] / 0.5, "patterns": plain["patterns"] / 0.8})
+    one = SuiteAccuracy(suite, pictures=30, individual={"digits": 0.0, "patterns": 0.8})(vector)
+    assert one == pytest.approx({"patterns": plain["patterns"] / 0.8})
+    assert SuiteAccuracy(suite, pictures=30, individual={"digits": 0.0, "patterns": 0.0})(vector) == plain
