@@ -65,10 +65,18 @@ SIZES = {
         "scales": [0.3, 1.0],
         "keeps": [0.2, 1.0],
         "drops": [0.5],
+        "draws": [0, 1],
         "densities": [0.5],
         "statistics_pictures": 20,
     },
-    "09_joint_task": {"suite": "thimble", "seeds": [0, 1], "scales": [0.3, 1.0], "keeps": [0.2, 1.0], "drops": [0.5]},
+    "09_joint_task": {
+        "suite": "thimble",
+        "seeds": [0, 1],
+        "scales": [0.3, 1.0],
+        "keeps": [0.2, 1.0],
+        "drops": [0.5],
+        "draws": [0, 1],
+    },
     "10_alignment": {"suite": "thimble", "seeds": [0, 1], "pictures": 3, "tokens": 100},
     "11_knots_ablations": {
         "suite": "thimble",
@@ -84,6 +92,7 @@ SIZES = {
         "scales": [0.3, 1.0],
         "keeps": [0.2, 1.0],
         "drops": [0.5],
+        "draws": [0, 1],
     },
     "appendix/finetune_task": {"suite": "thimble"},
     "appendix/evidence_seed": {

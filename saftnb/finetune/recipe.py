@@ -152,8 +152,7 @@ _KNOTS = {
 # suite -> its recipes
 _RECIPES = {
     # From notebooks/appendix/recipe_search.ipynb: the same number of settings tried for each recipe, chosen on
-    # individual validation accuracy. The search for "lora+saft" is not finished: three of its six
-    # settings are tried.
+    # individual validation accuracy.
     "pocket": [
         Recipe("sgd", "adamw", lr=1e-3),
         Recipe("saft", "asam", lr=1e-3, rho=0.2),

@@ -22,7 +22,8 @@ class Search:
         vector: the merged task vector with the chosen coefficients.
         best: the chosen coefficients.
         curve: every point tried: a column for each coefficient, one for each task, and "mean".
-        at_edge: the coefficients whose chosen value is an end of its grid: a wider grid might do better.
+        at_edge: the coefficients whose chosen value is an end of its grid: a wider grid might do better. (A seed has no
+            ends.)
     """
 
     vector: TaskVector
@@ -152,7 +153,8 @@ def _scores(score: Callable, vector: TaskVector, scales: Sequence[float]) -> Ite
 
 
 def _edges(grid: Mapping[str, Sequence[float]], best: Mapping[str, float]) -> list[str]:
-    return [name for name, values in grid.items() if len(values) > 1 and best[name] in (min(values), max(values))]
+    ordered = {name: values for name, values in grid.items() if len(values) > 1 and name != "seed"}
+    return [name for name, values in ordered.items() if best[name] in (min(values), max(values))]
 
 
 def per_target(

@@ -46,6 +46,14 @@ def test_a_winner_at_an_end_of_its_grid_is_named():
     assert found.at_edge == ["scale"]
 
 
+def test_a_draw_has_no_ends():
+    given = vectors()
+    grid = {"scale": [0.1, 0.5, 1.0], "drop": [0.1, 0.5, 0.9], "seed": [0, 1]}
+    found = search(given, "dare_task_arithmetic", grid, closeness(0.5 * given[0]["w"]), progress=False)
+    assert found.best["seed"] in (0, 1)
+    assert "seed" not in found.at_edge
+
+
 def test_equal_scores_keep_the_first_point_and_a_method_without_coefficients_has_one():
     given = vectors()
     found = search(given, "task_arithmetic", {"scale": [0.3, 0.1, 0.2]}, lambda vector: {"a": 0.5}, progress=False)
