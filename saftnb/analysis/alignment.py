@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from saftnb.backbones import resolve_device
 from saftnb.merging import represent
+from saftnb.merging.spaces import joint_svd
 from saftnb.suites import Suite
 from saftnb.task_vector import Delta, LowRank, TaskVector
 
@@ -130,18 +131,19 @@ def update_spectra(vectors: Mapping[str, TaskVector], count: int = 32) -> pd.Dat
     """
     rows = []
     for name in _matrices(next(iter(vectors.values()))):
-        deltas = {task: _dense(vector[name]).double() for task, vector in vectors.items()}
-        deltas["joint"] = torch.cat(list(deltas.values()), dim=1)
-        for task, delta in deltas.items():
-            for index, value in enumerate(torch.linalg.svdvals(delta)[:count].tolist(), start=1):
+        deltas = {task: [vector[name]] for task, vector in vectors.items()}
+        deltas["joint"] = [vector[name] for vector in vectors.values()]
+        for task, parts in deltas.items():
+            for index, value in enumerate(_singular_values(parts)[:count], start=1):
                 rows.append({"layer": name, "task": task, "index": index, "value": value})
     return pd.DataFrame(rows)
 
 
 def shared_directions(vectors: Mapping[str, TaskVector], rank: int = 16) -> pd.DataFrame:
     """How much of two tasks' leading directions coincides: the mean squared cosine of the principal angles between
-    their first `rank` left (right) singular vectors, 0: orthogonal, 1: the same space. Chance is rank / dimension.
-    Needs updates of that rank at least: where one has less, arbitrary vectors fill up.
+    their first `rank` left (right) singular vectors, 0: orthogonal, 1: the same space, or one within the other where an
+    adapter has a lower rank. Chance is the (larger) rank / dimension. Dense updates need that rank at least: where one
+    has less, arbitrary vectors fill up. NaN beside an adapter that is zero.
 
     Returns:
         one row a layer and pair: layer, task_1, task_2, left, right, chance_left, chance_right.
@@ -150,23 +152,41 @@ def shared_directions(vectors: Mapping[str, TaskVector], rank: int = 16) -> pd.D
     for name in _matrices(next(iter(vectors.values()))):
         bases = {}
         for task, vector in vectors.items():
-            u, _, vt = torch.linalg.svd(_dense(vector[name]).double(), full_matrices=False)
-            bases[task] = u[:, :rank], vt[:rank].T
+            bases[task] = [basis[:, :rank] for basis in _singular_vectors(vector[name])]
         out, into = vector[name].shape
         for one, two in itertools.combinations(vectors, 2):
+            few, many = sorted(sides[0].shape[1] for sides in (bases[one], bases[two]))
             left, right = (
-                float((a.T @ b).square().sum() / min(a.shape[1], b.shape[1]))
+                float((a.T @ b).square().sum()) / few if few else float("nan")
                 for a, b in zip(bases[one], bases[two], strict=True)
             )
             rows.append({
                 "layer": name, "task_1": one, "task_2": two, "left": left, "right": right,
-                "chance_left": min(rank, out, into) / out, "chance_right": min(rank, out, into) / into,
+                "chance_left": many / out, "chance_right": many / into,
             })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def _matrices(vector: TaskVector) -> list[str]:
     return [name for name, delta in vector.items() if len(delta.shape) == 2]
+
+
+def _singular_values(deltas: Sequence[Delta]) -> list[float]:
+    """All min(O, ΣI) of them, largest first, of [Δ_1 … Δ_n]; from the factors where all are of low rank."""
+    if not all(isinstance(delta, LowRank) for delta in deltas):
+        return torch.linalg.svdvals(torch.cat([_dense(delta).double() for delta in deltas], dim=1)).tolist()
+    _, parts = joint_svd([delta.to(torch.float64) for delta in deltas], cutoff=0.0)
+    found = torch.cat(parts, dim=1).norm(dim=1).tolist()
+    return found + [0.0] * (min(len(deltas[0].B), sum(delta.shape[1] for delta in deltas)) - len(found))
+
+
+def _singular_vectors(delta: Delta) -> tuple[Tensor, Tensor]:
+    """Left (O, k) and right (I, k), of the largest singular values first; from the factors where there are some."""
+    if not isinstance(delta, LowRank):
+        u, _, vt = torch.linalg.svd(delta.double(), full_matrices=False)
+        return u, vt.T
+    u, (scaled,) = joint_svd([delta.to(torch.float64)], cutoff=0.0)
+    return u, (scaled / scaled.norm(dim=1, keepdim=True)).T
 
 
 def _dense(delta: Delta) -> Tensor:

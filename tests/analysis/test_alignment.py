@@ -98,6 +98,30 @@ def test_spectra_and_shared_directions():
     assert twins[["left", "right"]].to_numpy() == pytest.approx(np.ones((1, 2)))
 
 
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(0, 3))
+def test_spectra_and_directions_from_factors_are_those_of_the_matrices(seed, one, two):
+    generator = torch.Generator().manual_seed(seed)
+    low = {
+        name: TaskVector({"w": LowRank(*(torch.randn(s, generator=generator).double() for s in ((7, r), (r, 5))))})
+        for name, r in (("x", one), ("y", two))
+    }
+    dense = {name: vector.dense() for name, vector in low.items()}
+    ours, theirs = update_spectra(low, count=9), update_spectra(dense, count=9)
+    np.testing.assert_allclose(ours["value"], theirs["value"], atol=1e-9)
+    assert ours.drop(columns="value").equals(theirs.drop(columns="value"))
+    shared = shared_directions(low, rank=2).iloc[0]
+    if two == 0:
+        assert math.isnan(shared["left"])
+        return
+    few, many = sorted((min(one, 2), min(two, 2)))
+    u, v = ([np.linalg.svd(d["w"].numpy()) for d in dense.values()][i] for i in (0, 1))
+    left = u[0][:, : min(one, 2)].T @ v[0][:, : min(two, 2)]
+    right = u[2][: min(one, 2)] @ v[2][: min(two, 2)].T
+    assert shared["left"] == pytest.approx((left**2).sum() / few, abs=1e-6)
+    assert shared["right"] == pytest.approx((right**2).sum() / few, abs=1e-6)
+    assert (shared["chance_left"], shared["chance_right"]) == (many / 7, many / 5)
+
+
 def test_layer_inputs_are_what_the_layer_sees():
     suite = load_suite("thimble")
     names = ["transformer.resblocks.0.attn.q_proj.weight", "transformer.resblocks.1.mlp.c_fc.weight"]
