@@ -9,22 +9,27 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from saftnb.backbones import ImageClassifier, resolve_device, tangent_embeddings
-from saftnb.suites import JointLabels, Split, Suite
+from saftnb.backbones import ImageClassifier, Tokens, resolve_device, tangent_embeddings
+from saftnb.suites import JointLabels, PairSplit, PairSuite, Split, Suite
 from saftnb.task_vector import TaskVector
 
 
 @torch.no_grad()
-def logits(model: nn.Module, images: Tensor, *, device: str = "auto", batch_size: int = 100) -> Tensor:
-    """Logits (n, classes), on the CPU, of uint8 images (n, 3, h, w). The model stays on the device."""
+def logits(model: nn.Module, inputs: Tensor | Tokens, *, device: str = "auto", batch_size: int = 100) -> Tensor:
+    """Logits (n, classes), on the CPU, of uint8 images (n, 3, h, w), or of tokens, which are run in the order of their
+    lengths so that little is padding. The model stays on the device."""
     where = resolve_device(device)
     model = model.to(where)
-    return torch.cat([model(batch.to(where)).cpu() for batch in images.split(batch_size)])
+    if isinstance(inputs, Tokens):
+        order = inputs.lengths.argsort(stable=True)
+        found = [model(inputs[some].to(where)).cpu() for some in order.split(batch_size)]
+        return torch.cat(found)[order.argsort()]
+    return torch.cat([model(batch.to(where)).cpu() for batch in inputs.split(batch_size)])
 
 
-def hits(model: nn.Module, split: Split, *, device: str = "auto") -> Tensor:
-    """For every picture, whether its largest logit is the label's: bool (n,)."""
-    return logits(model, split.images, device=device).argmax(dim=1) == split.labels
+def hits(model: nn.Module, split: Split | PairSplit, *, device: str = "auto", batch_size: int = 100) -> Tensor:
+    """For every picture or pair, whether its largest logit is the label's: bool (n,)."""
+    return logits(model, split.inputs, device=device, batch_size=batch_size).argmax(dim=1) == split.labels
 
 
 def accuracy(model: nn.Module, split: Split, *, device: str = "auto") -> float:
@@ -33,7 +38,7 @@ def accuracy(model: nn.Module, split: Split, *, device: str = "auto") -> float:
 
 
 def suite_hits(
-    suite: Suite, vector: TaskVector | None = None, *, split: str = "test", tasks: Sequence[str] = (),
+    suite: Suite | PairSuite, vector: TaskVector | None = None, *, split: str = "test", tasks: Sequence[str] = (),
     pictures: int | None = None, tangent: bool = False, device: str = "auto",
 ) -> dict[str, Tensor]:  # fmt: skip
     """`hits` on every task of one model: θ0 plus `vector`, or the pre-trained θ0 where there is none.
@@ -56,7 +61,7 @@ def accuracies(hits_by_task: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def individual_hits(
-    suite: Suite, vectors: Mapping[str, TaskVector], *, split: str = "test", pictures: int | None = None,
+    suite: Suite | PairSuite, vectors: Mapping[str, TaskVector], *, split: str = "test", pictures: int | None = None,
     tangent: bool = False, device: str = "auto",
 ) -> dict[str, Tensor]:  # fmt: skip
     """`hits` of every task's own fine-tuned model on (the first so many pictures of) that task."""
@@ -68,7 +73,12 @@ def individual_hits(
 
 
 def ensemble_hits(
-    suite: Suite, vectors: Mapping[str, TaskVector], *, split: str = "test", tangent: bool = False, device: str = "auto"
+    suite: Suite | PairSuite,
+    vectors: Mapping[str, TaskVector],
+    *,
+    split: str = "test",
+    tangent: bool = False,
+    device: str = "auto",
 ) -> dict[str, Tensor]:
     """`hits` on every task of the ensemble of all tasks' own models: the mean of their class probabilities there."""
     found = {}
@@ -76,7 +86,7 @@ def ensemble_hits(
         part = suite.tasks[task].splits[split]
         towers = (suite.tower(vector, tangent=tangent) for vector in vectors.values())
         shares = sum(
-            logits(suite.classifier(task, tower), part.images, device=device).softmax(dim=1) for tower in towers
+            logits(suite.classifier(task, tower), part.inputs, device=device).softmax(dim=1) for tower in towers
         )
         found[task] = shares.argmax(dim=1) == part.labels
     return found
@@ -192,8 +202,9 @@ class SuiteAccuracy:
     """
 
     def __init__(
-        self, suite: Suite, *, split: str = "validation", tasks: Sequence[str] = (), pictures: int | None = None,
-        individual: Mapping[str, float] | None = None, tangent: bool = False, device: str = "auto",
+        self, suite: Suite | PairSuite, *, split: str = "validation", tasks: Sequence[str] = (),
+        pictures: int | None = None, individual: Mapping[str, float] | None = None, tangent: bool = False,
+        device: str = "auto",
     ):  # fmt: skip
         self.suite, self.tangent, self.device, self.individual = suite, tangent, device, individual
         self.split, self.tasks, self.pictures = split, tuple(tasks or suite.tasks), pictures
@@ -203,11 +214,13 @@ class SuiteAccuracy:
 
     def along(self, vector: TaskVector, scales: Sequence[float]) -> list[dict[str, float]]:
         """Accuracy per task, 0 to 1, at θ0 + scale · vector, for every scale."""
-        family = ModelFamily(self.suite, [vector], tangent=self.tangent, device=self.device)
-        found = [
-            accuracies({task: family.hits(task, [s], split=self.split, pictures=self.pictures) for task in self.tasks})
-            for s in scales
-        ]
+        if isinstance(self.suite, PairSuite):
+            how = {"split": self.split, "tasks": self.tasks, "pictures": self.pictures, "device": self.device}
+            found = [accuracies(suite_hits(self.suite, scale * vector, **how)) for scale in scales]
+        else:
+            family = ModelFamily(self.suite, [vector], tangent=self.tangent, device=self.device)
+            how = {"split": self.split, "pictures": self.pictures}
+            found = [accuracies({task: family.hits(task, [s], **how) for task in self.tasks}) for s in scales]
         known = [task for task in self.tasks if self.individual and self.individual[task]]
         if not known:
             return found

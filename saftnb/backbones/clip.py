@@ -103,6 +103,11 @@ class ImageClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
+    @property
+    def trunk(self) -> nn.Module:
+        """The module whose parameters' names are a task vector's: the tower."""
+        return self.tower
+
     def pixels(self, images: Tensor) -> Tensor:
         """What the tower takes: normalised pixels."""
         return ((images.float() / 255 if images.dtype == torch.uint8 else images) - self.mean) / self.std

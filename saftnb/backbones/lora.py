@@ -35,19 +35,38 @@ _PLAIN = {
 }  # fmt: skip
 
 
-def add_lora(tower: nn.Module, *, rank: int = 16, alpha: float = 16, dropout: float = 0.1, seed: int = 0) -> nn.Module:
+def add_lora(
+    tower: nn.Module, *, rank: int = 16, alpha: float = 16, dropout: float = 0.1, seed: int = 0,
+    targets: Sequence[str] = TARGETS,
+) -> nn.Module:  # fmt: skip
     """Put PEFT's LoRA on q, k, v and out of every attention layer, in place; only its factors train afterwards.
 
     B starts at 0 and A as PEFT draws it, by a generator of its own for `seed`.
+
+    Args:
+        targets: the ends of these layers' names.
     """
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(TARGETS), bias="none")
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none")
     with torch.random.fork_rng(devices=[]):  # PEFT draws on the CPU
         torch.manual_seed(seed)
         inject_adapter_in_model(config, tower)
     for name, p in tower.named_parameters():
         p.requires_grad_(".lora_" in name)
+    return tower
+
+
+def remove_lora(tower: nn.Module) -> nn.Module:
+    """Take PEFT's LoRA off again, in place: the layers that were there before are back, as they were."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(tower.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, last = name.rpartition(".")
+            setattr(tower.get_submodule(parent), last, module.get_base_layer())
+    if hasattr(tower, "peft_config"):
+        del tower.peft_config
     return tower
 
 

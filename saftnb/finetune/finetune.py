@@ -6,19 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from saftnb.backbones import require_bf16, resolve_device
 from saftnb.finetune import store
 from saftnb.finetune.recipe import Recipe
 from saftnb.finetune.recipe import recipe as named_recipe
 from saftnb.finetune.train import CPU_THREADS, Training, save_state
-from saftnb.suites import Suite
+from saftnb.suites import PairSuite, Suite
 from saftnb.task_vector import TaskVector
 
 TRAINING_VERSION = 1  # raise it whenever a change of the training code changes what it trains
 
 
-def describe(suite: Suite, task: str, plan: Recipe, seed: int, device: torch.device) -> dict:
+def describe(suite: Suite | PairSuite, task: str, plan: Recipe, seed: int, device: torch.device) -> dict:
     """Everything that decides a fine-tuned model: its hash is the checkpoint's fingerprint."""
     return {
         "suite": suite.name, "task": task, "data": suite.tasks[task].sha256, "backbone": suite.backbone.sha256,
@@ -28,7 +29,7 @@ def describe(suite: Suite, task: str, plan: Recipe, seed: int, device: torch.dev
 
 
 def finetune(
-    suite: Suite,
+    suite: Suite | PairSuite,
     task: str,
     recipe: Recipe | str = "sgd",
     seed: int = 0,
@@ -70,7 +71,7 @@ class TaskVectors(Mapping[tuple[str, int], dict[str, TaskVector]]):
     """
 
     def __init__(
-        self, suite: Suite, plans: Mapping[str, Recipe], seeds: Sequence[int], tasks: Sequence[str] = (), *,
+        self, suite: Suite | PairSuite, plans: Mapping[str, Recipe], seeds: Sequence[int], tasks: Sequence[str] = (), *,
         device: str = "auto", progress: bool = True,
     ):  # fmt: skip
         self._suite, self._plans, self._device, self._progress = suite, dict(plans), device, progress
@@ -81,16 +82,21 @@ class TaskVectors(Mapping[tuple[str, int], dict[str, TaskVector]]):
             for task in self.tasks:
                 self._find(name, seed, task)
 
-    def _find(self, name: str, seed: int, task: str) -> TaskVector:
+    def _find(self, name: str, seed: int, task: str) -> store.FineTuned:
         plan = self._plans[name]
-        return finetune(self._suite, task, plan, seed, device=self._device, progress=self._progress).task_vector
+        return finetune(self._suite, task, plan, seed, device=self._device, progress=self._progress)
+
+    def heads(self, name: str, seed: int) -> dict[str, Tensor]:
+        """Of sentence pairs: every task's own head, see `PairSuite.with_heads`; {} for pictures."""
+        found = {task: self._find(name, seed, task).head for task in self.tasks}
+        return {task: head for task, head in found.items() if head is not None}
 
     def __getitem__(self, key: tuple[str, int]) -> dict[str, TaskVector]:
         if key not in self._keys:
             raise KeyError(key)
         if self._last[0] != key:
             self._last = (None, {})  # free the old ones first
-            self._last = key, {task: self._find(*key, task) for task in self.tasks}
+            self._last = key, {task: self._find(*key, task).task_vector for task in self.tasks}
         return self._last[1]
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
@@ -104,20 +110,26 @@ def _train(suite, task, plan, seed, where, inputs, progress) -> store.FineTuned:
     state_file = store.store_root() / ".partial" / f"{store.folder_name(inputs)}.pt"
     model = suite.classifier(task, suite.tower(tangent=plan.tangent))
     training = Training(model, suite.tasks[task], plan, seed, where)
-    if state_file.is_file():
-        try:
-            state = torch.load(state_file, map_location="cpu", weights_only=True)
-        except Exception:  # whatever torch makes of a file that is not one of its own
-            warnings.warn(f"the training state {state_file.name} cannot be read: training starts anew", stacklevel=3)
-        else:
-            training.load_state(state)
-    training.run(
-        lambda state: save_state(state, state_file), label=f"{task} {plan.name} seed {seed}", progress=progress
-    )
+    try:
+        if state_file.is_file():
+            try:
+                state = torch.load(state_file, map_location="cpu", weights_only=True)
+            except Exception:  # whatever torch makes of a file that is not one of its own
+                warnings.warn(
+                    f"the training state {state_file.name} cannot be read: training starts anew", stacklevel=3
+                )
+            else:
+                training.load_state(state)
+        training.run(
+            lambda state: save_state(state, state_file), label=f"{task} {plan.name} seed {seed}", progress=progress
+        )
+    finally:
+        training.close()
     result = store.FineTuned(
         training.task_vector(),
         pd.DataFrame(training.history, columns=["step", "loss", "validation_accuracy"]),
         training.best_accuracy, training.seconds, store.fingerprint(inputs), inputs,
+        head=training.best_head,
     )  # fmt: skip
     result = store.save(result)
     state_file.unlink(missing_ok=True)

@@ -64,6 +64,8 @@ class SharpnessAware(Optimizer):
     `clip_first` and `clip_second` bound the L2 norm of the gradient at w and at w + ε. Since ε is normalised,
     clipping the first changes nothing (but for `tiny`); clipping inside the closure clips both.
 
+    A parameter group with `perturb=False` is stepped with the gradient at w + ε, and has no ε of its own.
+
     Weights are float32, float64 or bfloat16. In bfloat16 most of a small ε is lost in the rounding of w + ε:
     prefer float32 weights under autocast.
 
@@ -120,7 +122,8 @@ class SharpnessAware(Optimizer):
 
     def _evaluate_at_ascent(self, evaluate: Callable[[], Any]) -> None:
         """Replace the gradients at w by those at w + ε. Afterwards the weights are w again, come what may."""
-        names = {p: name for name, p in self._named_params() if _takes_part(p)}
+        groups = [group for group in self.param_groups if group.get("perturb", True)]
+        names = {p: name for name, p in self._named_params(groups) if _takes_part(p)}
         weights, grads = list(names), [p.grad for p in names]
         saved = [torch.empty_like(p) for p in weights]  # the one extra copy of the weights
         _copy_(saved, weights)
@@ -135,6 +138,9 @@ class SharpnessAware(Optimizer):
                 torch._foreach_zero_(eps)
                 del eps
             del grads
+            for _, p in self._named_params():
+                if p not in names and p.grad is not None:
+                    p.grad.zero_()
             # An autocast region around `step` keeps low-precision copies of the weights it has seen: with
             # them the second gradient would silently be taken at w.
             torch.clear_autocast_cache()
@@ -147,8 +153,8 @@ class SharpnessAware(Optimizer):
         if limit is not None:
             _check_finite(float(clip_grad_norm_([p for _, p in self._named_params()], limit)), where)
 
-    def _named_params(self) -> Iterator[tuple[str | None, Tensor]]:
-        for group in self.param_groups:
+    def _named_params(self, groups: list[dict] | None = None) -> Iterator[tuple[str | None, Tensor]]:
+        for group in self.param_groups if groups is None else groups:
             params = group["params"]
             yield from zip(group.get("param_names") or [None] * len(params), params, strict=True)
 

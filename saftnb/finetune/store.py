@@ -1,6 +1,7 @@
 """The checkpoint store: a folder of finished fine-tunings, each found by the hash of everything that decides it.
 
     <store>/<suite>-<task>-<recipe>-s<seed>-<hash>/   task_vector.safetensors   history.csv   manifest.json
+    (and head.safetensors, for sentence pairs)
 
 A checkpoint is written under a temporary name, synced and renamed, so that one which is there is whole.
 """
@@ -16,12 +17,15 @@ from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock, Timeout
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from saftnb.paths import store_root
 from saftnb.run_folder import used_checkpoint
 from saftnb.task_vector import TaskVector
 
 _FILES = ("task_vector.safetensors", "history.csv")
+_HEAD = "head.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,7 @@ class FineTuned:
         seconds: training time, looks included, saves not.
         fingerprint: hash of everything that decides the result; `inputs` is what was hashed.
         weights_sha256: hash of the task vector's file, as the store holds it.
+        head: for sentence pairs the trained head (3, width), which is no part of the task vector; None for pictures.
     """
 
     task_vector: TaskVector
@@ -44,6 +49,7 @@ class FineTuned:
     fingerprint: str
     inputs: dict
     weights_sha256: str = ""
+    head: Tensor | None = None
 
 
 def fingerprint(inputs: dict) -> str:
@@ -77,9 +83,12 @@ def save(result: FineTuned, root: Path | None = None) -> FineTuned:
     part.mkdir(parents=True)
     result.task_vector.save(part / "task_vector.safetensors")
     result.history.to_csv(part / "history.csv", index=False)
+    if result.head is not None:
+        save_file({"head": result.head.contiguous()}, part / _HEAD)
     manifest = {
         "fingerprint": result.fingerprint, "inputs": result.inputs, "seconds": result.seconds,
-        "validation_accuracy": result.validation_accuracy, "sha256": {name: _sha256(part / name) for name in _FILES},
+        "validation_accuracy": result.validation_accuracy,
+        "sha256": {path.name: _sha256(path) for path in sorted(part.iterdir())},
     }  # fmt: skip
     (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     for path in (*part.iterdir(), part):
@@ -100,8 +109,10 @@ def load(inputs: dict, root: Path | None = None) -> FineTuned | None:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         whole = manifest["fingerprint"] == fingerprint(inputs)
-        whole = whole and all(_sha256(folder / name) == manifest["sha256"][name] for name in _FILES)
+        whole = whole and set(_FILES) <= manifest["sha256"].keys()
+        whole = whole and all(_sha256(folder / name) == wanted for name, wanted in manifest["sha256"].items())
         vector = TaskVector.load(folder / "task_vector.safetensors") if whole else None
+        head = load_file(folder / _HEAD)["head"] if whole and _HEAD in manifest["sha256"] else None
     except (OSError, ValueError, KeyError):
         vector = None
     if vector is None:
@@ -110,7 +121,7 @@ def load(inputs: dict, root: Path | None = None) -> FineTuned | None:
     used_checkpoint(folder, manifest["fingerprint"])
     return FineTuned(
         vector, pd.read_csv(folder / "history.csv"), manifest["validation_accuracy"], manifest["seconds"],
-        manifest["fingerprint"], manifest["inputs"], manifest["sha256"]["task_vector.safetensors"],
+        manifest["fingerprint"], manifest["inputs"], manifest["sha256"]["task_vector.safetensors"], head,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,35 +12,50 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from saftnb.backbones import ImageClassifier, add_lora, attention_weights, lora_vector, threads
+from saftnb.backbones import (
+    ImageClassifier,
+    SequenceClassifier,
+    Tokens,
+    add_lora,
+    attention_weights,
+    lora_vector,
+    remove_lora,
+    threads,
+)
+from saftnb.evaluate import hits
 from saftnb.finetune.recipe import Recipe
 from saftnb.finetune.sharpness_aware import SharpnessAware
-from saftnb.suites import Split, Task
+from saftnb.suites import PairSplit, PairTask, Split, Task
 from saftnb.task_vector import TaskVector
 
+LOOK_AT = 500  # pictures at once, at a look at the validation accuracy
 CPU_THREADS = 1  # one process per core beats two threads here, and other counts give other bits
 SAVE_EVERY = 50  # steps between saves of the training state, at least
 SAVE_SHARE = 0.1  # of the time may go into saves: at full size a state is some GB
 
 
-def build_optimizer(tower: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW over the parameters that train, by name, inside `SharpnessAware` where the recipe asks for it."""
+def build_optimizer(tower: nn.Module, recipe: Recipe, head: nn.Parameter | None = None) -> torch.optim.Optimizer:
+    """AdamW over the parameters that train, by name, inside `SharpnessAware` where the recipe asks for it; over the
+    head, too, where one is given, which is not perturbed."""
     named = [(name, p) for name, p in tower.named_parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(named, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if head is not None:
+        adamw.add_param_group({"params": [("head", head)], "perturb": False})
     if recipe.optimizer == "adamw":
         return adamw
     return SharpnessAware(adamw, recipe.rho, recipe.optimizer)
 
 
-def draw_batch(split: Split, recipe: Recipe, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Pictures (uint8, or in [0, 1]) and labels of one step: epochs of fresh shuffles, the last short batch dropped."""
+def draw_batch(split: Split | PairSplit, recipe: Recipe, seed: int, step: int) -> tuple[Tensor | Tokens, Tensor]:
+    """Pictures (uint8, or in [0, 1]) or tokens, and labels, of one step: epochs of fresh shuffles, the last short batch
+    dropped."""
     size = min(recipe.batch_size, len(split))
     per_epoch = len(split) // size
     epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    order = split.order(size, torch.Generator().manual_seed(seed * 1_000_003 + epoch))
     chosen = order[position * size : (position + 1) * size]
     crops = torch.Generator().manual_seed((seed + 1) * 7_368_787 + step)
-    return split.crops(chosen, recipe.crop, crops), split.labels[chosen]
+    return split.drawn(chosen, recipe.crop, crops), split.labels[chosen]
 
 
 class _Batches(Dataset):
@@ -56,26 +71,32 @@ class _Batches(Dataset):
         return draw_batch(*self.arguments, self.first + number)
 
 
-def adapter_seed(task: str, seed: int) -> int:
-    """What draws an adapter's first A: another one for each task, as for adapters that were trained apart, and the same
-    for all recipes."""
-    return seed * 1_000_003 + zlib.crc32(task.encode())
+def adapter_seed(task: Task | PairTask, seed: int) -> int:
+    """What draws an adapter's first A, the same for all recipes: for pictures another one for each task, as for
+    adapters that were trained apart; tasks of sentence pairs share one (KnOTS, NLI)."""
+    return seed * 1_000_003 + (0 if isinstance(task, PairTask) else zlib.crc32(task.name.encode()))
 
 
-def prepare_scope(tower: nn.Module, recipe: Recipe, seed: int = 0) -> None:
-    """Leave only what the recipe's scope trains: for "lora" adapters, put there first."""
+def prepare_scope(tower: nn.Module, recipe: Recipe, seed: int = 0, **targets: Sequence[str]) -> None:
+    """Leave only what the recipe's scope trains: for "lora" adapters, put there first (see `add_lora`)."""
     tower.requires_grad_(recipe.scope in ("full", "tangent"))
     if recipe.scope == "lora":
-        add_lora(tower, rank=recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=seed)
+        add_lora(tower, rank=recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=seed, **targets)
     if recipe.scope == "attention":
         for name in attention_weights(tower):
             tower.get_parameter(name).requires_grad_(True)
 
 
 class Training:
-    """A fine-tuning in progress, which can be saved and gone on from at any step."""
+    """A fine-tuning in progress, which can be saved and gone on from at any step.
 
-    def __init__(self, classifier: ImageClassifier, task: Task, recipe: Recipe, seed: int, device: torch.device):
+    A language model is shared: it carries the adapters until `close`.
+    """
+
+    def __init__(
+        self, classifier: ImageClassifier | SequenceClassifier, task: Task | PairTask, recipe: Recipe, seed: int,
+        device: torch.device,
+    ):  # fmt: skip
         self.classifier, self.task, self.recipe, self.seed, self.device = (
             classifier.to(device),
             task,
@@ -84,21 +105,30 @@ class Training:
             device,
         )
         classifier.bf16 = recipe.precision == "bf16"
-        prepare_scope(classifier.tower, recipe, adapter_seed(task.name, seed))
+        self.head: nn.Parameter | None = None
+        targets = {}
+        if isinstance(classifier, SequenceClassifier):
+            if recipe.scope != "lora":
+                raise ValueError(f"a language model is fine-tuned by adapters alone, scope lora, not {recipe.scope!r}")
+            self.head, targets = classifier.head.requires_grad_(True), {"targets": classifier.tower.targets}
+            if recipe.checkpointing:
+                classifier.trunk.gradient_checkpointing_enable({"use_reentrant": False})
+        prepare_scope(classifier.trunk, recipe, adapter_seed(task, seed), **targets)
         classifier.to(device)  # adapters start on the CPU
-        self.trained = {name: p for name, p in classifier.tower.named_parameters() if p.requires_grad}
+        self.trained = {name: p for name, p in classifier.trunk.named_parameters() if p.requires_grad}
         self.start = {name: p.detach().cpu().clone() for name, p in self.trained.items()}
         self.forward = torch.compile(classifier) if recipe.compile else classifier
         size = min(recipe.batch_size, len(task.train))
         self.evaluate_every = recipe.evaluate_every or len(task.train) // size
-        self.optimizer = build_optimizer(classifier.tower, recipe)
+        self.optimizer = build_optimizer(classifier.trunk, recipe, self.head)
         self.next_step, self.best_accuracy, self.seconds = 0, -1.0, 0.0
         self.best: dict[str, Tensor] = {}
+        self.best_head: Tensor | None = None
         self._batches: tuple[int, Iterator] | None = None
         self.history: list[tuple[int, float, float]] = []  # (steps done, training loss, validation accuracy)
 
     @property
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterator[tuple[Tensor | Tokens, Tensor]]:
         """The batches from the next step on; those of pictures on disk are prepared by processes of their own."""
         if self._batches is None or self._batches[0] != self.next_step:
             split = self.task.train
@@ -138,7 +168,8 @@ class Training:
                 total += loss.detach()
             # For SharpnessAware this clips both gradients; the first clip changes nothing, since ε is normalised.
             if self.recipe.clip == "both" or not clipped:
-                nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.clip_norm)
+                everything = [*self.trained.values(), *([] if self.head is None else [self.head])]
+                nn.utils.clip_grad_norm_(everything, self.recipe.clip_norm)
             clipped += 1
             return total
 
@@ -153,16 +184,13 @@ class Training:
     def look(self, loss: float) -> None:
         """Measure validation accuracy and keep the weights if they are the best so far."""
         self.classifier.eval()
-        split = self.task.validation
-        hits = [
-            self.classifier(images.to(self.device)).argmax(dim=1).cpu() == labels
-            for images, labels in zip(split.images.split(500), split.labels.split(500), strict=True)
-        ]
-        accuracy = torch.cat(hits).float().mean().item()
+        found = hits(self.classifier, self.task.validation, device=str(self.device), batch_size=LOOK_AT)
+        accuracy = found.float().mean().item()
         self.history.append((self.next_step, loss, accuracy))
         if accuracy > self.best_accuracy:
             self.best_accuracy = accuracy
             self.best = {name: p.detach().cpu().clone() for name, p in self.trained.items()}
+            self.best_head = None if self.head is None else self.head.detach().cpu().clone()
 
     @property
     def reached(self) -> bool:
@@ -180,15 +208,38 @@ class Training:
             return lora_vector(self.best, self.recipe.alpha / self.recipe.rank)
         return TaskVector.between(self.start, self.best)
 
+    def close(self) -> None:
+        """Take the adapters off a shared model, which is then as it was."""
+        if isinstance(self.classifier, SequenceClassifier):
+            remove_lora(self.classifier.trunk)
+            if self.recipe.checkpointing:
+                self.classifier.trunk.gradient_checkpointing_disable()
+            self.classifier.eval()
+
     def state(self) -> dict:
+        if self.head is not None:  # of a shared model only what trains
+            return {
+                "trained": {name: p.detach().clone() for name, p in self.trained.items()},
+                "head": self.head.detach().clone(), "best_head": self.best_head, **self._progress(),
+            }  # fmt: skip
+        return {"tower": self.classifier.tower.state_dict(), **self._progress()}
+
+    def _progress(self) -> dict:
         return {
-            "tower": self.classifier.tower.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best,
+            "optimizer": self.optimizer.state_dict(), "best": self.best,
             "next_step": self.next_step, "best_accuracy": self.best_accuracy, "history": self.history,
             "seconds": self.seconds,
         }  # fmt: skip
 
     def load_state(self, state: dict) -> None:
-        self.classifier.tower.load_state_dict(state["tower"])
+        if self.head is not None:
+            with torch.no_grad():
+                for name, p in self.trained.items():
+                    p.copy_(state["trained"][name])
+                self.head.copy_(state["head"])
+            self.best_head = state["best_head"]
+        else:
+            self.classifier.tower.load_state_dict(state["tower"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = [tuple(row) for row in state["history"]]
         for name in ("best", "next_step", "best_accuracy", "seconds"):

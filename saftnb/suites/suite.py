@@ -15,8 +15,12 @@ from saftnb.backbones import (
     TangentTower,
     load_openai_backbone,
     load_pocket_backbone,
+    load_sequence_backbone,
 )
+from saftnb.suites.nli6 import NLI6_BACKBONE, PAIR_SOURCES, nli6_task, require_nli
+from saftnb.suites.pairs import PairSuite
 from saftnb.suites.pocket import POCKET_TASKS, pocket_task, thimble_task
+from saftnb.suites.pocket_nli import POCKET_NLI_TASKS, THIMBLE_NLI_TASKS, THIMBLE_SIZES, pocket_nli_task
 from saftnb.suites.task import Task, resample
 from saftnb.suites.vision8 import SOURCES, SPLITS, require_whole, vision8_task
 from saftnb.task_vector import TaskVector
@@ -84,21 +88,25 @@ class Suite:
         return table if self.splits == "own" else table.assign(splits=self.splits)
 
 
-def load_suite(name: str = "pocket", *, backbone: str = "", split: int = 0, splits: str = "") -> Suite:
+def load_suite(
+    name: str = "pocket", *, backbone: str = "", split: int = 0, splits: str = ""
+) -> Suite | PairSuite:  # fmt: skip
     """A suite by name.
 
     "pocket": six offline tasks on a pocket backbone. "thimble": two of them with a few hundred pictures, for tests.
     "vision8": the papers' eight tasks on a CLIP with OpenAI's weights; `saftnb doctor` says what of it is here.
+    "pocket-nli", "thimble-nli": six and two generated tasks of sentence pairs, offline. "nli6": KnOTS's six real ones.
 
     Args:
         backbone: one of `POCKET_BACKBONES`, which differ in their pre-training seed, or for "vision8" one of
-            `OPENAI_BACKBONES`; "" is the first.
+            `OPENAI_BACKBONES`; "" is the first. For the suites of pairs what `load_sequence_backbone` takes; "" is
+            "minilm", and for "nli6" Llama-3-8B.
         split: 0 is the standard deal of train and validation pictures, another number deals them anew (`resample`).
             The test pictures are always the same, but for those that "knots" takes for validation.
         splits: for "vision8" the published protocol, "saft" (also "") or "knots", see `vision8_task`.
 
     Raises:
-        ValueError: unknown suite, backbone or splits, or a split below 0.
+        ValueError: unknown suite, backbone or splits, or a split below 0 (or above, for pairs).
         FileNotFoundError: data or weights of "vision8" are missing, or not whole.
     """
     if split < 0:
@@ -107,14 +115,34 @@ def load_suite(name: str = "pocket", *, backbone: str = "", split: int = 0, spli
         return _vision8(backbone or next(iter(OPENAI_BACKBONES)), split, splits or "saft")
     if splits:
         raise ValueError(f"suite {name!r} has splits of its own; only vision8 takes {splits!r}")
+    if name in _PAIR_SUITES:
+        if split:
+            raise ValueError(f"suite {name!r} has one deal of its pairs, split 0")
+        return _pairs(name, backbone)
     if name == "pocket":
         loaders = {task: partial(pocket_task, task) for task in POCKET_TASKS}
     elif name == "thimble":
         loaders = {task: partial(thimble_task, task) for task in ("digits", "patterns")}
     else:
-        raise ValueError(f"unknown suite {name!r}; suites: pocket, thimble, vision8")
+        raise ValueError(f"unknown suite {name!r}; suites: pocket, thimble, vision8, {', '.join(_PAIR_SUITES)}")
     dealt = {task: lambda load=load: resample(load(), split) for task, load in loaders.items()}
     return Suite(name, load_pocket_backbone(backbone or POCKET_BACKBONES[0]), Tasks(name, dealt))
+
+
+_PAIR_SUITES = ("pocket-nli", "thimble-nli", "nli6")
+
+
+def _pairs(name: str, backbone: str) -> PairSuite:
+    if name == "nli6":
+        require_nli()
+    model = load_sequence_backbone(backbone or (NLI6_BACKBONE if name == "nli6" else "minilm"))
+    if name == "nli6":
+        loaders = {task: partial(nli6_task, task, model) for task in PAIR_SOURCES}
+    elif name == "pocket-nli":
+        loaders = {task: partial(pocket_nli_task, task, model) for task in POCKET_NLI_TASKS}
+    else:
+        loaders = {task: partial(pocket_nli_task, task, model, THIMBLE_SIZES) for task in THIMBLE_NLI_TASKS}
+    return PairSuite(name, model, Tasks(name, loaders))
 
 
 def _vision8(backbone: str, split: int, splits: str) -> Suite:

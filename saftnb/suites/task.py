@@ -36,9 +36,18 @@ class Split:
         """What tells the pictures apart: their pixels."""
         return {image.tobytes() for image in self.images.numpy()}
 
-    def crops(self, index: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+    @property
+    def inputs(self) -> Tensor:
+        """What a classifier takes: the pictures."""
+        return self.images
+
+    def order(self, size: int, generator: torch.Generator) -> Tensor:
+        """The order of an epoch's pictures, int64 (n,), of which batches of `size` are taken: a shuffle."""
+        return torch.randperm(len(self), generator=generator)
+
+    def drawn(self, index: Tensor, crop: float, generator: torch.Generator) -> Tensor:
         """Training pictures in [0, 1], float (len(index), 3, h, w), each a random crop; see `random_resized_crop`."""
-        return random_resized_crop(self.images[index], smallest, generator)
+        return random_resized_crop(self.images[index], crop, generator)
 
     @cached_property
     def sha256(self) -> str:

