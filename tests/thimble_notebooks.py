@@ -94,6 +94,17 @@ SIZES = {
         "drops": [0.5],
         "draws": [0, 1],
     },
+    "13_nli": {
+        "suite": "thimble-nli",
+        "seeds": [0, 1],
+        "methods": ["task_arithmetic", "ties", "dare_ties"],
+        "scales": [0.3, 1.0],
+        "keeps": [0.2, 1.0],
+        "drops": [0.5],
+        "draws": [0, 1],
+        "search_pairs": 12,
+        "baseline_pairs": 48,
+    },
     "appendix/finetune_task": {"suite": "thimble"},
     "appendix/evidence_seed": {
         "suite": "thimble",

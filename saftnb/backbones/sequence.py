@@ -80,8 +80,8 @@ class SequenceBackbone:
     """A frozen language model without a head.
 
     Attributes:
-        model: `transformers`' AutoModel, shared by everything that runs it. pooling: what stands for a pair: "last",
-            the last token that is no padding (causal models), or "mean", over all tokens (encoders).
+        model: `transformers`' AutoModel, shared by everything that runs it, its own dropout off. pooling: which token
+            stands for a pair: "last", the last one that is no padding (causal models), or "first" (encoders).
         targets: the names of q, k, v and out in every attention layer. sha256: of its weights.
         longest: tokens, at most, to which a pair is cut.
     """
@@ -164,13 +164,10 @@ class SequenceTower(nn.Module):
                 handle.remove()
 
     def forward(self, tokens: Tokens) -> Tensor:
-        given = tokens.padded()
         with self._moved():
-            states = self.model(**given, **_without_cache(self.model)).last_hidden_state
-        if self.pooling == "last":
-            return states[torch.arange(len(tokens), device=states.device), tokens.lengths - 1].float()
-        mask = given["attention_mask"][:, :, None]
-        return (states.float() * mask).sum(dim=1) / mask.sum(dim=1)
+            states = self.model(**tokens.padded(), **_without_cache(self.model)).last_hidden_state
+        place = tokens.lengths - 1 if self.pooling == "last" else torch.zeros_like(tokens.lengths)
+        return states[torch.arange(len(tokens), device=states.device), place].float()
 
 
 def _without_cache(model: nn.Module) -> dict[str, bool]:
@@ -251,7 +248,7 @@ def minilm_folder() -> Path:
 
 @cache
 def _load(source: str) -> SequenceBackbone:
-    from transformers import AutoModel, AutoTokenizer  # takes seconds
+    from transformers import AutoConfig, AutoModel, AutoTokenizer  # takes seconds
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -259,7 +256,10 @@ def _load(source: str) -> SequenceBackbone:
     logging.set_verbosity_error()  # heads that a checkpoint has and AutoModel has not are not news
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModel.from_pretrained(source, dtype="auto")
+        config = AutoConfig.from_pretrained(source)
+        for field in [name for name in vars(config) if "dropout" in name or name.endswith("pdrop")]:
+            setattr(config, field, 0.0)  # an adapter's dropout is enough, and is the only one that a recipe names
+        model = AutoModel.from_pretrained(source, config=config, dtype="auto")
     except (OSError, ValueError) as error:
         raise FileNotFoundError(_why_not(source, error)) from None
     finally:
@@ -276,7 +276,7 @@ def _load(source: str) -> SequenceBackbone:
             f"{_shown(source)}: attention without separate q, k, v and out projections; known are {_ATTENTION}"
         )
     model.requires_grad_(False).eval()
-    pooling = "last" if targets[0] == "q_proj" else "mean"
+    pooling = "last" if targets[0] == "q_proj" else "first"
     return SequenceBackbone(_shown(source), model, tokenizer, pooling, targets, _hash(model))
 
 
