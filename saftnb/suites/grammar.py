@@ -60,12 +60,11 @@ _OBJECTS = (
     "apples books chairs keys letters coins eggs shirts pencils tickets plates stamps hats candles bottles lamps "
     "photos maps boxes rings cups spoons cards flowers bricks shoes cakes nails bells ropes"
 ).split()
-_EVENTS = (
-    "wedding storm concert meeting election lunch parade fire lecture game funeral trial party strike auction race "
-    "flood harvest dinner holiday interview exam battle ceremony journey voyage earthquake festival speech visit "
-    "picnic march debate siege revolt rehearsal tournament audit merger eclipse burial banquet sermon raid blizzard "
-    "ballet vote robbery breakfast sale"
-).split()
+# two-way implicatives: with "never" before them they say the opposite
+_DONE = {
+    "train": ("managed", "remembered", "dared"), "validation": ("got", "bothered"), "test": ("happened", "deigned"),
+}  # fmt: skip
+_UNDONE = {"train": ("failed", "forgot", "declined"), "validation": ("omitted",), "test": ("neglected",)}
 # complementary: each of the things is exactly one of the two
 _OPPOSITES = {
     ("open", "closed"): "door gate window box shop",
@@ -223,21 +222,19 @@ def _counted(rng: random.Random, part: str):
     return premise, sentence(("more than", "fewer than", "exactly"), other), [(number,) for number in range(15)]
 
 
-def _in_time(rng: random.Random, part: str):
-    """The order of two events, in several turns of phrase. A world says whether the first came before the second."""
-    first, second = rng.sample(_third(_EVENTS, part), 2)
-
-    forms = (
-        ("the {0} came before the {1}", True), ("the {0} came after the {1}", False),
-        ("first the {0}, then the {1}", True), ("the {0} followed the {1}", False),
-    )  # fmt: skip
-
-    def sentence(text: str, order: bool) -> Sentence:
-        turned = rng.random() < 0.5
-        words = (second, first) if turned else (first, second)
-        return Sentence(text.format(*words), lambda world: world[0] == (order != turned))
-
-    return sentence(*rng.choice(forms)), sentence(*rng.choice(forms[:2])), [(True,), (False,)]
+def _implied(rng: random.Random, part: str):
+    """Verbs that say whether what they speak of happened. A world says whether it did."""
+    who = rng.choice((rng.choice(_third(_NAMES, part)), "the " + rng.choice(_third(_NOUNS, part))))
+    _, past, plain = rng.choice(_third(_ACTIONS, part)).split(":")
+    manner = rng.choice(("", " " + rng.choice(_third(_MANNERS, part))))
+    happened, never = rng.random() < 0.5, rng.random() < 0.4
+    verb = ("never " if never else "") + rng.choice((_DONE if happened else _UNDONE)[part])
+    premise = Sentence(f"{who} {verb} to {plain}{manner}", lambda world: world[0] == (happened != never))
+    hypothesis = rng.choice((
+        Sentence(f"{who} {past}{manner}", lambda world: world[0]),
+        Sentence(f"{who} did not {plain}{manner}", lambda world: not world[0]),
+    ))  # fmt: skip
+    return premise, hypothesis, [(True,), (False,)]
 
 
 def _coordinated(rng: random.Random, part: str):
@@ -276,7 +273,7 @@ PHENOMENA = {
     "numbers": Phenomenon(_counted, (0, 1, 2)),
     "coordination": Phenomenon(_coordinated, (0, 1, 2)),
     "negation": Phenomenon(_negated, (0, 2)),
-    "order": Phenomenon(_in_time, (0, 2)),
+    "implicatives": Phenomenon(_implied, (0, 2)),
     "kinds": Phenomenon(_of_a_kind, (0, 1)),
 }
 
