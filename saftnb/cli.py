@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write")
     report.set_defaults(command=_report)
     fetch = commands.add_parser("fetch", help="download what a suite lacks, and check it")
-    fetch.add_argument("suite", metavar="SUITE", help="pocket or vision8")
+    fetch.add_argument("suite", metavar="SUITE", help="pocket, pocket-nli, vision8 or nli6")
     fetch.add_argument(
         "--backbone", action="append", metavar="NAME", help="of vision8, may be given again (default: ViT-B-32)"
     )

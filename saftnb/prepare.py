@@ -11,7 +11,7 @@ import torch
 
 from saftnb.backbones.openai import FILES, OPENAI_BACKBONES, has_weights, weights_folder
 from saftnb.paths import data_root
-from saftnb.suites import sources, vision8
+from saftnb.suites import nli6, sources, vision8
 
 PICTURE = 224  # pixels a side of all of OpenAI's backbones here
 
@@ -26,6 +26,7 @@ def doctor() -> pd.DataFrame:
     """One row a thing: what, state ("ready", "downloadable", "missing", or what is there), size, the command that mends
     it, and why it is not ready. Asks the hub for sizes where something is missing, and downloads nothing."""
     rows = [*_machine(), _pocket(), *map(_backbone, OPENAI_BACKBONES), *map(_task, vision8.SOURCES), _decoded()]
+    rows += map(_pairs, nli6.PAIR_SOURCES)
     columns = ["what", "state", "size", "command", "why"]
     return pd.DataFrame([row + ("",) * (len(columns) - len(row)) for row in rows], columns=columns).set_index("what")
 
@@ -82,9 +83,19 @@ def _task(name: str) -> tuple[str, ...]:
     return name, *_on_the_hub(vision8.SOURCES[name].hub, "dataset", _patterns(name), "saftnb fetch vision8", why)
 
 
-def _on_the_hub(repository: str, kind: str, patterns: Sequence[str], command: str, why: str) -> tuple[str, ...]:
+def _pairs(name: str) -> tuple[str, ...]:
+    why, source = nli6.nli_fault(name), nli6.PAIR_SOURCES[name]
+    if why is None:
+        return (f"nli6, {name}", "ready")
+    patterns = tuple(f"{source.config}/{split}/*.parquet" for split in nli6.hub_splits(name))
+    return f"nli6, {name}", *_on_the_hub(source.hub, "dataset", patterns, "saftnb fetch nli6", why, nli6.REVISION)
+
+
+def _on_the_hub(
+    repository: str, kind: str, patterns: Sequence[str], command: str, why: str, revision: str | None = None
+) -> tuple[str, ...]:
     try:
-        return "downloadable", f"{_hub_size(repository, kind, patterns) / 1e9:.1f} GB", command, why
+        return "downloadable", f"{_hub_size(repository, kind, patterns, revision) / 1e9:.1f} GB", command, why
     except Unreachable:
         return "missing", "", command, f"{why}; the hub does not answer"
 
@@ -104,6 +115,8 @@ def fetch(suite: str, backbones: Sequence[str] = ("ViT-B-32",)) -> None:
         ValueError: unknown suite or backbone, too little disk, or files that do not add up after the download.
         RuntimeError: a download failed; run again, it goes on where it stopped.
     """
+    if suite == "nli6":
+        return _fetch_nli(() if backbones == ("ViT-B-32",) else backbones)
     if suite != "vision8":
         return sources.fetch(suite)
     unknown = [name for name in backbones if name not in OPENAI_BACKBONES]
@@ -120,6 +133,23 @@ def fetch(suite: str, backbones: Sequence[str] = ("ViT-B-32",)) -> None:
             _bring(name)
         count = vision8.sizes(name)
         print(f"{name}: ready, {count['train']:,} train and {count['test']:,} test pictures", flush=True)
+
+
+def _fetch_nli(models: Sequence[str]) -> None:
+    for name in models:
+        if not (data_root() / "models" / name / "config.json").is_file():
+            _download(name, "model", data_root() / "models" / name, ("*.json", "*.safetensors", "tokenizer*"))
+        print(f"{name}: ready", flush=True)
+    for name, source in nli6.PAIR_SOURCES.items():
+        why = nli6.nli_fault(name)
+        if why is not None:
+            print(f"{name}: {why}", flush=True)
+            patterns = tuple(f"{source.config}/{split}/*.parquet" for split in nli6.hub_splits(name))
+            _download(source.hub, "dataset", nli6.nli_folder() / name, patterns, nli6.REVISION)
+            why = nli6.nli_fault(name)
+            if why is not None:
+                raise ValueError(f"{name}: the download from {source.hub} is complete, but {why}")
+        print(f"{name}: ready", flush=True)
 
 
 def _bring(name: str) -> None:
@@ -147,20 +177,22 @@ def _patterns(name: str) -> tuple[str, ...]:
     return tuple(f"{vision8.SOURCES[name].folder}/{part}-*.parquet" for part in vision8.PARTS)
 
 
-def _download(repository: str, kind: str, folder: Path, patterns: Sequence[str]) -> None:
+def _download(repository: str, kind: str, folder: Path, patterns: Sequence[str], revision: str | None = None) -> None:
     """The hub's files of these patterns into a folder, with progress; each is renamed into place when whole."""
     from huggingface_hub import snapshot_download
 
     folder.mkdir(parents=True, exist_ok=True)
     here = sum(file.stat().st_size for pattern in patterns for file in folder.glob(pattern))
-    need = _hub_size(repository, kind, patterns) - here
+    need = _hub_size(repository, kind, patterns, revision) - here
     if kind == "dataset":
-        need += _hub_size(repository, kind, patterns)  # what `datasets` makes of it when it is first read
+        need += _hub_size(repository, kind, patterns, revision)  # what `datasets` makes of it when it is first read
     free = shutil.disk_usage(folder).free
     if free < need:
         raise ValueError(f"{repository} takes {need / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free on disk")
     try:
-        snapshot_download(repository, repo_type=kind, local_dir=folder, allow_patterns=list(patterns))
+        snapshot_download(
+            repository, repo_type=kind, revision=revision, local_dir=folder, allow_patterns=list(patterns)
+        )
     except Exception as error:  # whatever the hub's client raises
         raise RuntimeError(
             f"{repository}: the download failed ({type(error).__name__}); run this again, it goes on from there"
@@ -168,7 +200,7 @@ def _download(repository: str, kind: str, folder: Path, patterns: Sequence[str])
 
 
 @cache
-def _hub_size(repository: str, kind: str, patterns: Sequence[str]) -> int:
+def _hub_size(repository: str, kind: str, patterns: Sequence[str], revision: str | None = None) -> int:
     """Bytes of the files of these patterns; raises Unreachable."""
     from fnmatch import fnmatch
 
@@ -176,7 +208,7 @@ def _hub_size(repository: str, kind: str, patterns: Sequence[str]) -> int:
 
     try:
         _answers()
-        about = HfApi().repo_info(repository, repo_type=kind, files_metadata=True, timeout=10)
+        about = HfApi().repo_info(repository, repo_type=kind, revision=revision, files_metadata=True, timeout=10)
     except Exception as error:  # whatever the hub's client raises
         raise Unreachable(f"{repository}: the hub does not answer ({type(error).__name__})") from error
     sizes = [file.size or 0 for file in about.siblings if any(fnmatch(file.rfilename, p) for p in patterns)]

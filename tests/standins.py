@@ -13,7 +13,14 @@ import torch
 from open_clip import CLIP
 from PIL import Image
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import WordLevelTrainer
+from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
+from saftnb.suites.nli6 import PAIR_SOURCES, hub_splits
 from saftnb.suites.vision8 import SOURCES, prompts
 
 TRAIN, TEST, SIDE = 60, 25, 32
@@ -60,8 +67,60 @@ def write_backbone(root: Path, name: str = "ViT-B-32", **changes) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": pixels}))
 
 
+def write_pairs(root: Path, task: str, *, split: str, count: int, label=None, columns=None) -> None:
+    """Some sentence pairs as one parquet file, with the hub's columns and labels."""
+    source = PAIR_SOURCES[task]
+    folder = root / "nli6" / task / source.config / split
+    folder.mkdir(parents=True, exist_ok=True)
+    known = [key for key in source.labels if isinstance(key, str) == (task == "scitail")]
+    rows = {
+        (columns or source.columns)[0]: [f"{split} number {i} of {task} is a long story" for i in range(count)],
+        (columns or source.columns)[1]: [f"it is a {'long ' * (i % 4)}story" for i in range(count)],
+        "label": [label if label is not None and i == 3 else known[i % len(known)] for i in range(count)],
+        "idx": list(range(count)),
+    }
+    datasets.Dataset.from_dict(rows).to_parquet(folder / "0000.parquet")
+
+
+def write_language_model(root: Path, name: str = "tiny-llama", *, pad: bool = False, end: bool = True) -> Path:
+    """A tiny Llama with random weights and a tokenizer of words, as `transformers` saves them; no padding token, as
+    Llama-3 has none."""
+    words = Tokenizer(WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    texts = (
+        f"train number {i} of snli is a long story it validation test {task}"
+        for i in range(60)
+        for task in PAIR_SOURCES
+    )
+    words.train_from_iterator(texts, WordLevelTrainer(special_tokens=["<unk>", "<s>", "</s>", "<pad>"]))
+    words.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", words.token_to_id("<s>"))]
+    )
+    marks = {"bos_token": "<s>"} | ({"eos_token": "</s>"} if end else {}) | ({"pad_token": "<pad>"} if pad else {})
+    folder = root / "models" / name
+    PreTrainedTokenizerFast(tokenizer_object=words, **marks).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=words.get_vocab_size(), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_nli(root: Path) -> None:
+    """Everything that `load_suite("nli6", backbone="tiny-llama")` needs."""
+    for task in PAIR_SOURCES:
+        for split, count in (("train", 60), ("validation", 30), ("test", 24)):
+            if split in hub_splits(task):
+                write_pairs(root, task, split=split, count=count)
+    write_language_model(root)
+
+
 def write_all(root: Path) -> None:
-    """Everything that `load_suite("vision8")` needs, with a `sizes.json` that states its sizes."""
+    """Everything that `load_suite("vision8")` needs, with a `sizes.json` that states its sizes, and `write_nli`."""
+    write_nli(root)
     datasets.disable_progress_bars()
     for task in SOURCES:
         write_part(root, task, "train", TRAIN)

@@ -20,6 +20,7 @@ from saftnb.backbones.sequence import (
     Tokens,
     initial_head,
     load_sequence_backbone,
+    set_checkpointing,
 )
 from saftnb.backbones.tangent import TangentTower, tangent_embeddings
 
@@ -50,6 +51,7 @@ __all__ = [
     "remove_lora",
     "require_bf16",
     "resolve_device",
+    "set_checkpointing",
     "tangent_embeddings",
     "threads",
     "unfuse_attention",

