@@ -82,19 +82,23 @@ def measured_hours(grid: Grid, todo: set[str], say: Callable[[str], None] = _pri
         return ""
     from saftnb.backbones import OPENAI_BACKBONES, POCKET_BACKBONES, resolve_device
     from saftnb.finetune import recipe
-    from saftnb.finetune.measure import flops_per_second, gradient_flops
+    from saftnb.finetune.measure import flops_per_second, gradient_flops, pair_flops_per_second, pair_gradient_flops
+    from saftnb.suites.nli6 import NLI6_BACKBONE
 
     work, kinds = 0.0, []
     for run in runs:
         if run.gradients:
             given = run.parameters
-            firsts = OPENAI_BACKBONES if given["suite"] == "vision8" else POCKET_BACKBONES
+            firsts = {"vision8": OPENAI_BACKBONES, "nli6": (NLI6_BACKBONE,)}.get(given["suite"], POCKET_BACKBONES)
             names = [given.get("recipe"), *given.get("recipes", []), given.get("base_recipe"), given.get("low_rank")]
             plan = recipe(next((name for name in names if name), "sgd"), given["suite"])
             kinds.append((given["backbone"] or next(iter(firsts)), plan))
-            work += run.gradients * plan.batch_size * gradient_flops(kinds[-1][0], plan.scope)
+            pairs = given["suite"] == "nli6"
+            each = pair_gradient_flops(kinds[-1][0]) if pairs else gradient_flops(kinds[-1][0], plan.scope)
+            work += run.gradients * plan.batch_size * each
     device, (backbone, plan) = resolve_device("auto").type, kinds[0]
-    speed = flops_per_second(backbone, plan)
+    pairs = runs[0].parameters["suite"] == "nli6"
+    speed = pair_flops_per_second(backbone) if pairs else flops_per_second(backbone, plan)
     say(
         f"measured here, on {device}: a step of {backbone} with {plan.name} does {speed / 1e12:.3g} TFLOP/s; "
         f"the work is {work:.2g} FLOP"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from functools import cache
 
 import open_clip
@@ -16,11 +17,13 @@ from saftnb.backbones import (
     build_clip,
     load_pocket_backbone,
     resolve_device,
+    set_checkpointing,
     unfuse_attention,
 )
 from saftnb.finetune.recipe import Recipe
 from saftnb.finetune.train import Training, prepare_scope
 from saftnb.suites import Split, Task
+from saftnb.suites.nli6 import NLI6_BACKBONE
 
 CPU_PICTURES = 8  # on a CPU a full batch takes minutes
 
@@ -64,6 +67,56 @@ def flops_per_second(backbone: str, plan: Recipe, *, device: str = "auto") -> fl
         training.step()
         times.append(time.perf_counter() - start)
     return gradient_flops(backbone, plan.scope) * count * plan.gradients / min(times[1:])
+
+
+PAIR_TOKENS = 64  # of a sentence pair of `nli6`, on average with its padding: our guess, SNLI's are shorter
+# The shapes of the language model whose work can be foretold: a layer's, and how many layers
+_LLAMA = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
+_LLAMA_LAYERS = 32
+
+
+@cache
+def pair_gradient_flops(backbone: str) -> int:
+    """As `gradient_flops`, of one sentence pair of `PAIR_TOKENS` and a language model with LoRA on q, k, v and out.
+
+    The layers are computed twice, as with checkpointing.
+
+    Raises:
+        ValueError: a model whose shapes are not known here.
+    """
+    if backbone != NLI6_BACKBONE:
+        raise ValueError(f"the work of {backbone!r} is not known, only that of {NLI6_BACKBONE}: give budgets instead")
+    with FlopCounterMode(display=False) as counter:
+        _layer_step("cpu", 1)()
+    return counter.get_total_flops() * _LLAMA_LAYERS
+
+
+def pair_flops_per_second(backbone: str, *, device: str = "auto") -> float:
+    """What a measured gradient of one layer of the language model achieves here, random weights, 4 pairs on a CPU and
+    32 in bfloat16 on a GPU."""
+    where = resolve_device(device)
+    count, times = (32 if where.type == "cuda" else 4), []
+    step = _layer_step(str(where), count)
+    for _ in range(4 if where.type == "cuda" else 2):  # the first is warm-up
+        start = time.perf_counter()
+        step()
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return pair_gradient_flops(backbone) / _LLAMA_LAYERS * count / min(times[1:])
+
+
+def _layer_step(device: str, count: int) -> Callable[[], None]:
+    from transformers import LlamaConfig, LlamaModel  # takes seconds
+
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    with torch.device(device):
+        model = LlamaModel(LlamaConfig(**_LLAMA, num_hidden_layers=1, vocab_size=8)).to(dtype)
+    prepare_scope(model, Recipe("counted", "adamw", "lora"), targets=("q_proj", "k_proj", "v_proj", "o_proj"))
+    model.to(device).train()
+    set_checkpointing(model, True)
+    states = torch.randn(count, PAIR_TOKENS, _LLAMA["hidden_size"], device=device, dtype=dtype, requires_grad=True)
+    return lambda: model(inputs_embeds=states, use_cache=False).last_hidden_state.float().sum().backward()
 
 
 def _tower(backbone: str, device: str) -> nn.Module:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from saftnb.backbones import threads
 from saftnb.evaluate import SuiteAccuracy, accuracies, individual_hits, suite_hits
-from saftnb.finetune import SharpnessAware, TaskVectors, ascent_step, finetune, recipe, store
+from saftnb.finetune import SharpnessAware, TaskVectors, ascent_step, finetune, measure, recipe, store
 from saftnb.finetune.train import CPU_THREADS, Training
 from saftnb.suites import load_suite
 from saftnb.task_vector import LowRank
@@ -174,3 +174,13 @@ def test_many_models_by_their_vectors_and_heads(suite):
     each = vectors["lora", 0]
     merged = sum(each.values())
     assert score(0.5 * merged) == accuracies(suite_hits(own, 0.5 * merged, split="validation", pictures=6))
+
+
+def test_the_work_of_llama_is_counted_and_other_models_are_refused():
+    """A layer's matrices, by hand: a product costs 2 operations an entry and token; frozen weights need no gradient."""
+    q, kv, mlp, tokens, layers = 4096 * 4096, 1024 * 4096, 3 * 4096 * 14336, measure.PAIR_TOKENS, 32
+    forward = 2 * tokens * (2 * q + 2 * kv + mlp)
+    counted = measure.pair_gradient_flops("meta-llama/Meta-Llama-3-8B") / layers
+    assert counted == pytest.approx(3 * forward, rel=0.03)  # forward, again, and backward to the inputs
+    with pytest.raises(ValueError, match="give budgets instead"):
+        measure.pair_gradient_flops("minilm")
