@@ -82,7 +82,9 @@ def write_pairs(root: Path, task: str, *, split: str, count: int, label=None, co
     datasets.Dataset.from_dict(rows).to_parquet(folder / "0000.parquet")
 
 
-def write_language_model(root: Path, name: str = "tiny-llama", *, pad: bool = False, end: bool = True) -> Path:
+def write_language_model(
+    root: Path, name: str = "tiny-llama", *, pad: bool = False, end: bool = True, template: bool = True
+) -> Path:
     """A tiny Llama with random weights and a tokenizer of words, as `transformers` saves them; no padding token, as
     Llama-3 has none."""
     words = Tokenizer(WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3}, unk_token="<unk>"))
@@ -93,9 +95,10 @@ def write_language_model(root: Path, name: str = "tiny-llama", *, pad: bool = Fa
         for task in PAIR_SOURCES
     )
     words.train_from_iterator(texts, WordLevelTrainer(special_tokens=["<unk>", "<s>", "</s>", "<pad>"]))
-    words.post_processor = TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", words.token_to_id("<s>"))]
-    )
+    if template:
+        words.post_processor = TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", words.token_to_id("<s>"))]
+        )
     marks = {"bos_token": "<s>"} | ({"eos_token": "</s>"} if end else {}) | ({"pad_token": "<pad>"} if pad else {})
     folder = root / "models" / name
     PreTrainedTokenizerFast(tokenizer_object=words, **marks).save_pretrained(folder)

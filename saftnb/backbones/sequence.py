@@ -106,7 +106,10 @@ class SequenceBackbone:
         return [f"{name}.weight" for name, _ in self.model.named_modules() if name.endswith(tuple(self.targets))]
 
     def tokenize(self, premises: Sequence[str], hypotheses: Sequence[str]) -> Tokens:
-        """Plain pairs, no prompt, cut to `longest` tokens from the end of the longer sentence."""
+        """Plain pairs, no prompt, cut to `longest` tokens from the end of the longer sentence. A tokenizer that puts
+        nothing between two sentences, as SmolLM2's, gets its end token there."""
+        if not self.tokenizer.num_special_tokens_to_add(pair=True):
+            hypotheses = [self.tokenizer.eos_token + hypothesis for hypothesis in hypotheses]
         found = self.tokenizer(list(premises), list(hypotheses), truncation=True, max_length=self.longest)
         flat = torch.tensor([token for row in found["input_ids"] for token in row])
         types = found.get("token_type_ids")

@@ -64,6 +64,12 @@ def test_padding_is_on_the_right_and_told_by_lengths(llama):
     assert [len(part) for part in tokens.tensor_split(2)] == [2, 1]
 
 
+def test_two_sentences_never_run_into_each_other(tmp_path):
+    plain = load_sequence_backbone(str(write_language_model(tmp_path, "plain", template=False)))
+    tokens = plain.tokenize(["it is a story"], ["it is"])
+    assert plain.tokenizer.convert_ids_to_tokens(tokens.ids) == ["it", "is", "a", "story", "</s>", "it", "is"]
+
+
 def test_the_classifier_is_transformers_own(llama, tmp_path):
     """LlamaForSequenceClassification, one pair at a time, so that nothing is padding."""
     head = torch.randn(3, llama.width, generator=torch.Generator().manual_seed(1))
