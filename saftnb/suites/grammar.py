@@ -295,7 +295,7 @@ def pairs(task: str, part: str, count: int, seed: int = 0) -> list[tuple[str, st
     tries = 0
     while any(len(found[label]) < wanted[label] for label in found):
         tries += 1
-        if tries > 300 * count + 10_000:
+        if tries > 60 * count + 10_000:
             raise ValueError(f"{task}: the {part} lexicon does not give {count} different pairs")
         premise, hypothesis, worlds = phenomenon.draw(rng, part)
         key = (premise.text, hypothesis.text)

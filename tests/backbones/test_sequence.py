@@ -176,7 +176,7 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     GPT2Model(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=99)).save_pretrained(fused)
     with pytest.raises(ValueError, match="without separate q, k, v and out projections"):
         load_sequence_backbone(str(fused))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment at import
     with pytest.raises(FileNotFoundError, match="no model 'nobody/nothing' here"):
         load_sequence_backbone("nobody/nothing")
     assert "needs access" in sequence._why_not("meta/x", OSError("You are trying to access a gated repo."))
