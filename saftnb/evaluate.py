@@ -73,17 +73,14 @@ def individual_hits(
 
 
 def ensemble_hits(
-    suite: Suite | PairSuite,
-    vectors: Mapping[str, TaskVector],
-    *,
-    split: str = "test",
-    tangent: bool = False,
-    device: str = "auto",
-) -> dict[str, Tensor]:
-    """`hits` on every task of the ensemble of all tasks' own models: the mean of their class probabilities there."""
+    suite: Suite | PairSuite, vectors: Mapping[str, TaskVector], *, split: str = "test", pictures: int | None = None,
+    tangent: bool = False, device: str = "auto",
+) -> dict[str, Tensor]:  # fmt: skip
+    """`hits` on every task (on the first so many pictures or pairs) of the ensemble of all tasks' own models: the mean
+    of their class probabilities there."""
     found = {}
     for task in vectors:
-        part = suite.tasks[task].splits[split]
+        part = suite.tasks[task].splits[split][:pictures]
         towers = (suite.tower(vector, tangent=tangent) for vector in vectors.values())
         shares = sum(
             logits(suite.classifier(task, tower), part.inputs, device=device).softmax(dim=1) for tower in towers
