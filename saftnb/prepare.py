@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from saftnb.backbones.openai import FILES, OPENAI_BACKBONES, has_weights, weights_folder
+from saftnb.backbones.sequence import minilm_folder
 from saftnb.paths import data_root
 from saftnb.suites import nli6, sources, vision8
 
@@ -25,7 +26,14 @@ class Unreachable(RuntimeError):
 def doctor() -> pd.DataFrame:
     """One row a thing: what, state ("ready", "downloadable", "missing", or what is there), size, the command that mends
     it, and why it is not ready. Asks the hub for sizes where something is missing, and downloads nothing."""
-    rows = [*_machine(), _pocket(), *map(_backbone, OPENAI_BACKBONES), *map(_task, vision8.SOURCES), _decoded()]
+    rows = [
+        *_machine(),
+        _pocket(),
+        _minilm(),
+        *map(_backbone, OPENAI_BACKBONES),
+        *map(_task, vision8.SOURCES),
+        _decoded(),
+    ]
     rows += map(_pairs, nli6.PAIR_SOURCES)
     columns = ["what", "state", "size", "command", "why"]
     return pd.DataFrame([row + ("",) * (len(columns) - len(row)) for row in rows], columns=columns).set_index("what")
@@ -69,6 +77,14 @@ def _pocket() -> tuple[str, ...]:
     return ("pocket data", "ready")
 
 
+def _minilm() -> tuple[str, ...]:
+    try:
+        minilm_folder()
+    except FileNotFoundError as error:
+        return "pocket-nli's MiniLM", "missing", "", "saftnb fetch pocket-nli", str(error)
+    return ("pocket-nli's MiniLM", "ready")
+
+
 def _backbone(name: str) -> tuple[str, ...]:
     repository, gigabytes = OPENAI_BACKBONES[name]
     if has_weights(name):
@@ -86,9 +102,9 @@ def _task(name: str) -> tuple[str, ...]:
 def _pairs(name: str) -> tuple[str, ...]:
     why, source = nli6.nli_fault(name), nli6.PAIR_SOURCES[name]
     if why is None:
-        return (f"nli6, {name}", "ready")
+        return (f"nli6/{name}", "ready")
     patterns = tuple(f"{source.config}/{split}/*.parquet" for split in nli6.hub_splits(name))
-    return f"nli6, {name}", *_on_the_hub(source.hub, "dataset", patterns, "saftnb fetch nli6", why, nli6.REVISION)
+    return f"nli6/{name}", *_on_the_hub(source.hub, "dataset", patterns, "saftnb fetch nli6", why, nli6.REVISION)
 
 
 def _on_the_hub(
@@ -189,10 +205,9 @@ def _download(repository: str, kind: str, folder: Path, patterns: Sequence[str],
     free = shutil.disk_usage(folder).free
     if free < need:
         raise ValueError(f"{repository} takes {need / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free on disk")
+    there = {"revision": revision} if revision else {}
     try:
-        snapshot_download(
-            repository, repo_type=kind, revision=revision, local_dir=folder, allow_patterns=list(patterns)
-        )
+        snapshot_download(repository, repo_type=kind, local_dir=folder, allow_patterns=list(patterns), **there)
     except Exception as error:  # whatever the hub's client raises
         raise RuntimeError(
             f"{repository}: the download failed ({type(error).__name__}); run this again, it goes on from there"
@@ -206,9 +221,10 @@ def _hub_size(repository: str, kind: str, patterns: Sequence[str], revision: str
 
     from huggingface_hub import HfApi
 
+    there = {"revision": revision} if revision else {}
     try:
         _answers()
-        about = HfApi().repo_info(repository, repo_type=kind, revision=revision, files_metadata=True, timeout=10)
+        about = HfApi().repo_info(repository, repo_type=kind, files_metadata=True, timeout=10, **there)
     except Exception as error:  # whatever the hub's client raises
         raise Unreachable(f"{repository}: the hub does not answer ({type(error).__name__})") from error
     sizes = [file.size or 0 for file in about.siblings if any(fnmatch(file.rfilename, p) for p in patterns)]

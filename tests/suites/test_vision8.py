@@ -18,6 +18,7 @@ from saftnb.evaluate import suite_hits
 from saftnb.finetune import finetune, recipe
 from saftnb.finetune.train import Training, _Batches, draw_batch
 from saftnb.suites import Split, Task, load_suite, stored, vision8
+from saftnb.suites.nli6 import PAIR_SOURCES
 from saftnb.suites.stored import cropped, whole
 from tests import standins
 
@@ -259,12 +260,14 @@ def test_doctor_prints_one_table(data, capsys, monkeypatch):
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["what", "state", "size", "command", "why"]
+    pairs = [f"nli6/{name}" for name in PAIR_SOURCES]
     assert [line.split()[0] for line in lines[1:]] == [
-        "device", "memory", "disk", "pocket", "ViT-B-32", "ViT-B-16", "ViT-L-14", *vision8.SOURCES, "decoded",
+        "device", "memory", "disk", "pocket", "pocket-nli's", "ViT-B-32", "ViT-B-16", "ViT-L-14", *vision8.SOURCES,
+        "decoded", *pairs,
     ]  # fmt: skip
     ready = {line.split()[0] for line in lines if " ready " in f"{line} "}
-    assert ready == {"pocket", "ViT-B-32", *vision8.SOURCES}
-    assert "saftnb fetch vision8 --backbone ViT-L-14" in lines[7]
+    assert ready == {"pocket", "pocket-nli's", "ViT-B-32", *vision8.SOURCES, *pairs}
+    assert "saftnb fetch vision8 --backbone ViT-L-14" in lines[8]
     published = sum(source.test for source in vision8.SOURCES.values())
     assert published == 8041 + 1880 + 2700 + 12630 + 10000 + 6300 + 19850 + 26032
 
