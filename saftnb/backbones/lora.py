@@ -54,6 +54,8 @@ def add_lora(
         inject_adapter_in_model(config, tower)
     for name, p in tower.named_parameters():
         p.requires_grad_(".lora_" in name)
+        if p.requires_grad:  # PEFT gives them the base's dtype; in bfloat16 small steps would be lost
+            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
     return tower
 
 

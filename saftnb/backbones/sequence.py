@@ -50,7 +50,7 @@ class Tokens:
 
     def __getitem__(self, index: slice | Tensor) -> "Tokens":
         chosen = torch.arange(len(self))[index]
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths.cumsum(0)])
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths.cpu().cumsum(0)])
         where = torch.cat([torch.arange(int(starts[i]), int(starts[i + 1])) for i in chosen.tolist()] or [starts[:0]])
         types = None if self.types is None else self.types[where]
         return Tokens(self.ids[where], types, self.lengths[chosen], self.pad)

@@ -151,6 +151,19 @@ def test_adapters_come_off_again(minilm):
     assert all(torch.equal(value, before[name]) for name, value in minilm.model.state_dict().items())
 
 
+def test_adapters_of_a_base_in_bfloat16_train_in_float32(tmp_path):
+    backbone = load_sequence_backbone(str(write_language_model(tmp_path, "half")))
+    backbone.model.to(torch.bfloat16)
+    add_lora(backbone.model, rank=2, targets=backbone.targets)
+    factors = [p for p in backbone.model.parameters() if p.requires_grad]
+    assert {p.dtype for p in factors} == {torch.float32}
+    SequenceTower(backbone)(backbone.tokenize(PREMISES, HYPOTHESES)).sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in factors)
+    remove_lora(backbone.model)
+    moved = SequenceTower(backbone, adapter(backbone))(backbone.tokenize(PREMISES, HYPOTHESES))
+    assert moved.dtype == torch.float32
+
+
 def test_the_base_has_no_dropout_of_its_own(minilm):
     assert {m.p for m in minilm.model.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
 
