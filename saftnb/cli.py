@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+ENGINES = ("local", "ray")
+
 
 class _Refused(Exception):
     """Input that cannot be worked with; the message is one line for the user."""
@@ -33,7 +35,8 @@ def _refusing(*kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         missing = isinstance(error, FileNotFoundError) and error.filename is not None
-        text = f"{error.filename}: no such file" if missing else str(error)
+        failed = f"{getattr(error, 'filename', None)}: {getattr(error, 'strerror', None)}"
+        text = f"{error.filename}: no such file" if missing else str(error) if "None" in failed else failed
         raise _Refused(" ".join(text.split())) from error
 
 
@@ -45,7 +48,19 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     grid.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: the grid's, or 1)")
     grid.add_argument("--dry-run", action="store_true", help="check the grid and say what would be run")
-    grid.add_argument("--force", action="store_true", help="run again what is done and unchanged, too")
+    grid.add_argument(
+        "--only", action="append", default=[], metavar="PATTERN",
+        help="runs whose notebook or id matches, such as '04*', and those they come after; may be given again",
+    )  # fmt: skip
+    which = grid.add_mutually_exclusive_group()
+    which.add_argument("--force", action="store_true", help="run again what is done and unchanged, too")
+    which.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="only what failed, was killed or interrupted, and what waited for it",
+    )
+    grid.add_argument("--engine", choices=ENGINES, help="default: the grid's, or local")
+    grid.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster (default: RAY_ADDRESS, or started here)")
     grid.add_argument("--fresh", action="store_true", help="run here what would be taken from the kept runs")
     grid.set_defaults(command=_grid)
     keep = commands.add_parser("keep", help="write a grid's finished runs, tables and figures where its file says")
@@ -68,33 +83,59 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _grid(options: argparse.Namespace) -> int:
-    from saftnb.batch.grid import load_grid
-    from saftnb.batch.local import estimate, measured_hours, plan, run_grid
+    from saftnb.batch.display import fitting_display
+    from saftnb.batch.engine import OVER, run_grid
+    from saftnb.batch.grid import GridError, load_grid
+    from saftnb.batch.plan import estimate, measured_hours, plan
 
     with _refusing(ValueError, FileNotFoundError):
         if options.jobs is not None and options.jobs < 1:
             raise ValueError(f"--jobs is {options.jobs}, not a whole number of at least 1")
         grid = load_grid(options.file, options.runs)
-        planned = plan(grid, options.force, options.fresh)
+        kind = options.engine or grid.engine
+        if options.address and kind != "ray":
+            raise ValueError("--address is for --engine ray")
+        planned = plan(grid, options.force, options.fresh, options.only, options.retry_failed)
     if options.dry_run:
-        for run_id, reason in planned.reasons.items():
-            kept = f"take     {run_id}: done before, in {grid.kept.name}" if run_id in planned.kept else ""
-            print(kept or (f"run      {run_id}: {reason}" if reason else f"skip     {run_id}: done before"))
-        about = estimate(grid, planned.todo, options.jobs or grid.jobs) or measured_hours(grid, planned.todo)
+        print(*planned.lines(grid), sep="\n")
+        about = estimate(grid, planned.todo, options.jobs or grid.jobs or 1) or measured_hours(grid, planned.todo)
         print(f"{len(planned.todo)} to do{about}")
         return 0
+    with _stopped_politely(), _refusing(GridError, OSError):
+        engine = _on_ray(options) if kind == "ray" else None
+        statuses = run_grid(
+            grid, options.jobs, options.force, fresh=options.fresh, only=options.only,
+            retry_failed=options.retry_failed, engine=engine, display=fitting_display(),
+        ).values()  # fmt: skip
+    if "interrupted" in statuses or "not started" in statuses:
+        return 130
+    return 0 if all(status in OVER for status in statuses) else 1
+
+
+def _on_ray(options: argparse.Namespace) -> Any:
+    from saftnb.batch.grid import GridError
+
+    try:
+        from saftnb.batch.cluster import OnRay
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise GridError("the engine ray needs Ray: pip install 'saftnb[cluster]'") from None
+    return OnRay(options.address, options.jobs)
+
+
+@contextmanager
+def _stopped_politely() -> Iterator[None]:
+    """SIGTERM and SIGHUP stop a grid as Ctrl-C does."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _stop)
     try:
-        statuses = run_grid(grid, options.jobs, options.force, fresh=options.fresh).values()
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if "interrupted" in statuses or "not started" in statuses:
-        return 130
-    return 0 if all(status == "done" for status in statuses) else 1
 
 
 def _keep(options: argparse.Namespace) -> int:

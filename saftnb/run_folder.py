@@ -44,12 +44,20 @@ def read_json(path: Path, default: Any = None) -> Any:
         return default
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON so that a reader sees the old file or the new one, never a part of it."""
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write strict JSON so that a reader sees the old file or the new one, never a part of it.
+
+    ``durable`` waits until it is on the disk. On a disk that is full nothing is left of the attempt.
+    """
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise type(error)(error.errno, error.strerror, str(path)) from None

@@ -89,11 +89,11 @@ def test_bad_input_is_one_line_and_exit_code_2(grid, capsys, text, options, mess
 def test_the_exit_code_is_0_only_if_every_run_is_done(grid, monkeypatch, statuses, code) -> None:
     given = []
 
-    def run_grid(loaded, jobs, force, *, fresh):
+    def run_grid(loaded, jobs, force, **_):
         given.append((loaded.runs[0].root, jobs, force))
         return dict(enumerate(statuses))
 
-    monkeypatch.setattr("saftnb.batch.local.run_grid", run_grid)
+    monkeypatch.setattr("saftnb.batch.engine.run_grid", run_grid)
     assert cli.main(["grid", "g.yaml", "--runs", "there", "--jobs", "3", "--force"]) == code
     assert given == [(grid.parent / "there", 3, True)]
 
@@ -124,7 +124,7 @@ def test_an_error_of_ours_keeps_its_traceback(grid: Path, monkeypatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr("saftnb.batch.local.run_grid", broken)
+    monkeypatch.setattr("saftnb.batch.engine.run_grid", broken)
     with pytest.raises(ValueError, match="a bug"):
         cli.main(["grid", "g.yaml"])
 

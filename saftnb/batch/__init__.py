@@ -13,7 +13,7 @@ __all__ = ["load_grid", "record", "results", "run_grid", "run_one", "tables"]
 _HOMES = {
     "load_grid": "saftnb.batch.grid",
     "results": "saftnb.batch.manifest",
-    "run_grid": "saftnb.batch.local",
+    "run_grid": "saftnb.batch.engine",
     "run_one": "saftnb.batch.run",
     "tables": "saftnb.batch.manifest",
 }

@@ -8,6 +8,7 @@ means that the launcher is gone, however it died: the kernel is killed and this 
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -20,7 +21,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import default
 
-from saftnb.batch.manifest import NOTEBOOK, OUTCOME
+from saftnb.batch.manifest import NOTEBOOK, OUTCOME, PROGRESS
 from saftnb.run_folder import write_json
 
 
@@ -37,6 +38,7 @@ class _Kernel(AsyncKernelManager):
 
     sockets: ClassVar[str]
     started: ClassVar[list["_Kernel"]] = []
+    exit_code: ClassVar[int | None] = None  # of a kernel that died
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(kernel_spec_manager=_ThisPython(), **kwargs)
@@ -48,6 +50,12 @@ class _Kernel(AsyncKernelManager):
     @default("shutdown_wait_time")
     def _patience(self) -> float:
         return 10.0
+
+    async def is_alive(self) -> bool:
+        alive = await super().is_alive()
+        if not alive and self.provisioner is not None:
+            _Kernel.exit_code = await self.provisioner.poll()
+        return alive
 
     def kill_group(self) -> None:
         """Kill the kernel, and what it started and left behind."""
@@ -79,11 +87,13 @@ def execute(parameters: dict[str, Any], cwd: str, sockets: str | None = None) ->
             coalesce_streams=True,
             start_timeout=180,
             iopub_timeout=180,
+            on_cell_start=_Follower(injected=bool(parameters)),
         )
     except papermill.PapermillExecutionError as error:
         return {"status": "failed", "reason": f"{error.ename}: {error.evalue} (cell {error.exec_count})"}
     except DeadKernelError:
-        return {"status": "killed", "reason": f"the kernel died (cell {_last_started()})"}
+        how = "got SIGKILL, as when memory runs out" if _Kernel.exit_code == -signal.SIGKILL else "died"
+        return {"status": "killed", "reason": f"the kernel {how} (cell {_last_started()})"}
     except Exception as error:
         logging.getLogger("saftnb").exception("the notebook could not be run")
         return {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
@@ -93,6 +103,27 @@ def execute(parameters: dict[str, Any], cwd: str, sockets: str | None = None) ->
     return {"status": "done"}
 
 
+class _Follower:
+    """Writes which code cell has begun, for those who watch the run."""
+
+    def __init__(self, injected: bool) -> None:
+        self.of, self.heading, self.cell = len(_code_cells()) + injected, "", 0
+        self.file = Path(PROGRESS).absolute()  # papermill works in the notebook's folder
+
+    def __call__(self, cell: Any, cell_index: int) -> None:
+        if cell["cell_type"] == "markdown":
+            heading = re.match(r"\s*#+ +(.+)", cell["source"])
+            self.heading = heading[1].strip() if heading else self.heading
+        elif _is_code(cell):
+            self.cell += 1
+            progress = {"cell": self.cell, "of": self.of, "heading": self.heading}
+            write_json(self.file, progress, durable=False)
+
+
+def _is_code(cell: Any) -> bool:
+    return cell["cell_type"] == "code" and bool("".join(cell["source"]).strip())
+
+
 def _was_skipped(cell: Any) -> bool:
     meant = "skip-execution" in cell.metadata.get("tags", []) or not cell.source.strip()
     return cell.execution_count is None and not meant
@@ -100,9 +131,11 @@ def _was_skipped(cell: Any) -> bool:
 
 def _last_started() -> int:
     """The number of the last code cell that papermill began: its own record calls all cells completed."""
-    cells = json.loads(Path(NOTEBOOK).read_text(encoding="utf-8"))["cells"]
-    code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
-    return sum(cell["metadata"].get("papermill", {}).get("start_time") is not None for cell in code)
+    return sum(cell["metadata"].get("papermill", {}).get("start_time") is not None for cell in _code_cells())
+
+
+def _code_cells() -> list[dict[str, Any]]:
+    return [cell for cell in json.loads(Path(NOTEBOOK).read_text(encoding="utf-8"))["cells"] if _is_code(cell)]
 
 
 def _kill_kernels() -> None:

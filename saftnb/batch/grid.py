@@ -2,8 +2,9 @@
 
     name: pocket                                  # default: the file's stem
     defaults: {suite: pocket}                     # for the notebooks that declare these parameters
-    jobs: 2                                       # runs at a time
-    threads: 1                                    # for each; default: 1 when jobs > 1, else the machine's
+    engine: local                                 # or ray, see `saftnb.batch.cluster`
+    jobs: 2                                       # runs at a time; default: as many as there are GPUs, else 1
+    resources: {cpus: 1}                          # for each run; default: its share of the cores, one GPU if any
     kept: ../../reports/pocket/runs.json          # finished runs to take over, see `saftnb.batch.kept`
     runs:
       - notebook: 01_sharpness_aware_finetuning   # a name in notebooks/, or a path
@@ -12,7 +13,8 @@
         zip: {rho: [0.05, 0.5], steps: [50, 60]}  # side by side
       - notebook: 02_merging_comparison
         after: [01_sharpness_aware_finetuning]    # waits for all runs of that notebook
-        budget: 120                               # seconds, kept in the manifest
+        budget: 120                               # seconds it should take, kept in the manifest
+        resources: {gpus: 1, cpus: 8, memory: 64, time_limit: 7200}  # memory in GiB and time in seconds: limits
         gradients: 8000                           # training work, in gradients of a full batch, for the dry run
 
 Everything is checked before anything starts; an error is one line with the file and the line in it.
@@ -31,12 +33,15 @@ from typing import Any
 
 from saftnb.batch.notebooks import Notebook, NotebookError, find_notebook
 from saftnb.batch.parameters import coerce
+from saftnb.batch.resources import Resources
 from saftnb.batch.source import GridError, GridFile, Place
 
 __all__ = ["Grid", "GridError", "Run", "load_grid"]
 
-GRID_KEYS = ("name", "engine", "defaults", "jobs", "threads", "kept", "runs")
-ENTRY_KEYS = ("notebook", "parameters", "sweep", "zip", "after", "budget", "gradients")
+ENGINES = ("local", "ray")
+GRID_KEYS = ("name", "engine", "defaults", "jobs", "resources", "kept", "runs")
+ENTRY_KEYS = ("notebook", "parameters", "sweep", "zip", "after", "budget", "resources", "gradients")
+RESOURCE_KEYS = ("cpus", "gpus", "memory", "time_limit")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Run:
     after: tuple[str, ...] = ()
     budget: float | None = None
     gradients: float | None = None
+    resources: Resources = field(default_factory=Resources)
+    place: str = field(default="", compare=False)  # the grid file's name and line, for errors
 
     @property
     def id(self) -> str:
@@ -70,8 +77,8 @@ class Grid:
 
     name: str
     runs: tuple[Run, ...]
-    jobs: int = 1
-    threads: int | None = None
+    jobs: int | None = None
+    engine: str = "local"
     kept: Path | None = None
 
 
@@ -82,10 +89,11 @@ def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
     name = data.get("name", source.path.stem)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == "store":
         source.fail(("name",), f"the name {name!r} is not made of letters, digits, - _ . (or is 'store')")
-    if data.get("engine", "local") != "local":
-        source.fail(("engine",), f"unknown engine {data['engine']!r}; there is: local")
-    jobs = _count(source, "jobs", data.get("jobs", 1))
-    threads = _count(source, "threads", data["threads"]) if "threads" in data else None
+    engine = data.get("engine", "local")
+    if engine not in ENGINES:
+        source.fail(("engine",), f"unknown engine {engine!r}; there are: {', '.join(ENGINES)}")
+    jobs = _count(source, ("jobs",), data["jobs"]) if "jobs" in data else None
+    usual = _resources(source, ("resources",), data.get("resources"), {})
     kept = data.get("kept")
     if kept is not None and not (isinstance(kept, str) and kept.endswith(".json")):
         source.fail(("kept",), f"kept is {kept!r}, not the path of a .json file")
@@ -104,6 +112,8 @@ def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
                 Path(runs).absolute(),
                 budget=_amount(source, ("runs", i, "budget"), entry.get("budget"), "seconds"),
                 gradients=_amount(source, ("runs", i, "gradients"), entry.get("gradients"), "gradients"),
+                resources=Resources(**_resources(source, ("runs", i, "resources"), entry.get("resources"), usual)),
+                place=f"{source.path.name}:{source.line(('runs', i))}",
             )
             for given in _points(source, ("runs", i), entry, notebook, defaults)
         ]
@@ -111,12 +121,30 @@ def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
     ]
     _check_distinct(source, made)
     list_of_kept = (source.path.parent / kept).resolve() if kept else None
-    return Grid(name, tuple(_ordered(source, entries, made)), jobs, threads, list_of_kept)
+    return Grid(name, tuple(_ordered(source, entries, made)), jobs, engine, list_of_kept)
 
 
-def _count(source: GridFile, key: str, value: Any) -> int:
+def _count(source: GridFile, place: Place, value: Any) -> int:
     if type(value) is not int or value < 1:
-        source.fail((key,), f"{key} is {value!r}, not a whole number of at least 1")
+        source.fail(place, f"{place[-1]} is {value!r}, not a whole number of at least 1")
+    return value
+
+
+def _resources(source: GridFile, place: Place, value: Any, usual: dict[str, Any]) -> dict[str, Any]:
+    """What a grid or a run asks for, over what is usual."""
+    given = source.keys(place, {} if value is None else value, RESOURCE_KEYS, "resources")
+    checked = {
+        "cpus": lambda at, v: _count(source, at, v),
+        "gpus": lambda at, v: _gpus(source, at, v),
+        "memory": lambda at, v: _amount(source, at, v, "GiB"),
+        "time_limit": lambda at, v: _amount(source, at, v, "seconds"),
+    }
+    return usual | {key: checked[key]((*place, key), v) for key, v in given.items()}
+
+
+def _gpus(source: GridFile, place: Place, value: Any) -> float:
+    if type(value) not in (int, float) or not (0 <= value < 1 or (1 <= value < math.inf and value == int(value))):
+        source.fail(place, f"gpus is {value!r}, not a whole number or a share below 1")
     return value
 
 

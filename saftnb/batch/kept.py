@@ -9,7 +9,7 @@ usually the notebooks that read the others. The library may have changed since; 
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -62,17 +62,14 @@ def entry_sha256(entry: Entry) -> str:
     return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
-def take(
-    run: Run, entry: Entry, source: str, stop: Event, say: Callable[[str], None] = lambda _: None
-) -> dict[str, Any]:
+def take(run: Run, entry: Entry, source: str, again: bool = True) -> dict[str, Any]:
     """Fill the run's folder as the list tells it and return the manifest; its notebook holds no outputs.
 
-    Takes the run's lock, as an execution does, and sets aside a run that was executed here.
-    Raises Stopped if ``stop`` was set before it began.
+    Takes the run's lock, as an execution does, and sets aside a run that was executed here. Raises as `run_one` does.
     """
-    with run_lock(run, stop, say) as (_, waited):
-        if waited and reason_to_run(run) is None:
-            return read_manifest(run.folder) or {}
+    with run_lock(run, Event()):
+        if not again and reason_to_run(run) is None:
+            return (read_manifest(run.folder) or {}) | {"found": True}
         set_aside(run)
         write_json(run.folder / RESULTS, entry["results"])
         (run.folder / NOTEBOOK).write_text(run.notebook.text, encoding="utf-8")

@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     import pandas
 
 SCHEMA = 1
-MANIFEST, NOTEBOOK, LOG, OUTCOME = "manifest.json", "run.ipynb", "log.txt", ".outcome.json"
+MANIFEST, NOTEBOOK, LOG = "manifest.json", "run.ipynb", "log.txt"
+OUTCOME, PROGRESS = ".outcome.json", ".progress.json"  # while a run goes on
 PACKAGES = (
     "saftnb",
     "torch",
@@ -36,7 +38,10 @@ PACKAGES = (
     "ipykernel",
 )
 # A run's numbers cannot depend on these parts of the package, so a change in them makes no run stale.
-_OUTSIDE_RUNS = ("publish", "cli.py", "__main__.py")
+_OUTSIDE_RUNS = (
+    "publish/*", "cli.py", "__main__.py", "*.md",
+    "batch/engine.py", "batch/local.py", "batch/cluster.py", "batch/plan.py", "batch/display.py",
+)  # fmt: skip
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -105,24 +110,26 @@ def find_runs(path: Path | str) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def results(path: Path | str = "runs") -> "pandas.DataFrame":
-    """One row per done run under ``path``, with its grid, run, notebook, parameters and recorded scalars.
+    """One row per run under ``path``: its grid, run, notebook, status, seconds, parameters and recorded scalars.
 
-    A recorded name that is also a parameter becomes ``results.<name>``. Lists, dicts and tables stay in
-    the run's ``results.json``.
+    A run that is not done, or whose files were altered since, has missing values for what it recorded: part of a run
+    is no result. A recorded name that is also a column becomes ``results.<name>``. Lists, dicts and tables stay in the
+    run's ``results.json``.
     """
     import pandas
 
     rows = []
     for folder, manifest in find_runs(path):
-        if not is_done(folder):
-            continue
-        row = {"grid": manifest["grid"], "run": folder.name, "notebook": manifest["notebook"]}
-        recorded = read_json(folder / RESULTS)
+        done = is_done(folder)
+        status = "altered" if manifest["status"] == "done" and not done else manifest["status"]
+        row = {"grid": manifest["grid"], "run": folder.name, "notebook": manifest["notebook"], "status": status}
+        row["seconds"] = manifest.get("seconds")
+        recorded = read_json(folder / RESULTS) if done else {}
         scalars = {name: value for name, value in recorded.items() if not isinstance(value, (list, dict))}
         for prefix, values in (("parameters", manifest["parameters"]), ("results", scalars)):
             row |= {f"{prefix}.{name}" if name in row else name: value for name, value in values.items()}
         rows.append(row)
-    return pandas.DataFrame(rows, columns=None if rows else ["grid", "run", "notebook"])
+    return pandas.DataFrame(rows, columns=None if rows else ["grid", "run", "notebook", "status", "seconds"])
 
 
 def tables(path: Path | str, name: str) -> "pandas.DataFrame":
@@ -161,13 +168,14 @@ def sha256_of(path: Path) -> str | None:
 
 
 def library_sha256() -> str:
-    """A hash of what runs can see of the package: its code and data, less the command line and publishing."""
+    """A hash of what runs can see of the package: its code and data, less what launches and publishes them."""
     package = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         inside = path.relative_to(package)
         hidden = any(part.startswith(".") or part == "__pycache__" for part in inside.parts)
-        if path.is_file() and not hidden and path.suffix != ".md" and inside.parts[0] not in _OUTSIDE_RUNS:
+        outside = any(fnmatchcase(inside.as_posix(), pattern) for pattern in _OUTSIDE_RUNS)
+        if path.is_file() and not hidden and not outside:
             digest.update(f"{inside.as_posix()}\0{sha256_of(path)}\n".encode())
     return digest.hexdigest()
 

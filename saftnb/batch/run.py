@@ -15,12 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from typing import IO, Any
+
+import psutil
 
 import saftnb
 from saftnb.batch.grid import Run
@@ -29,6 +32,7 @@ from saftnb.batch.manifest import (
     MANIFEST,
     NOTEBOOK,
     OUTCOME,
+    PROGRESS,
     SCHEMA,
     environment,
     is_done,
@@ -56,32 +60,39 @@ class Stopped(Exception):
     """The user stopped the grid before the run began."""
 
 
+class Elsewhere(Exception):
+    """Another launcher is executing the run."""
+
+
 def run_one(
     run: Run,
     threads: int | None = None,
+    gpus: Sequence[str] | None = None,
     stop: Event | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    again: bool = True,
 ) -> dict[str, Any]:
     """Execute ``run`` in a process of its own and return its manifest, whose ``status`` tells how it went.
 
-    ``threads`` limits the numerical libraries. Setting ``stop`` from another thread ends the run as
-    ``interrupted``. If another launcher has the run, wait for it, and take its result if that is done.
-    Raises Stopped if ``stop`` was set before the run began.
+    ``threads`` limits the numerical libraries; ``gpus`` are the ones that it may see, by their names in
+    CUDA_VISIBLE_DEVICES (None: those that this process sees). Setting ``stop`` from another thread ends the run as
+    ``interrupted``. Without ``again``, a run that is done and unchanged by now is not executed; its manifest then has
+    a key ``found``. Raises Elsewhere while another launcher executes the run, Stopped if ``stop`` was set before it
+    began, OSError where its files cannot be written.
     """
     stop = stop or Event()
-    with run_lock(run, stop, say) as (lock, waited):
-        if waited and reason_to_run(run) is None:
-            return read_manifest(run.folder) or {}
+    with run_lock(run, stop) as lock:
+        if not again and reason_to_run(run) is None:
+            return (read_manifest(run.folder) or {}) | {"found": True}
         manifest = _begin(run, threads)
         clock = time.monotonic()
-        outcome = _execute(run, threads, lock, stop)
+        outcome = _execute(run, threads, gpus, lock, stop)
         manifest["seconds"] = round(time.monotonic() - clock, 3)
         return _finish(run, manifest, outcome)
 
 
 @contextmanager
-def run_lock(run: Run, stop: Event, say: Callable[[str], None]) -> Iterator[tuple[int, bool]]:
-    """Hold the run's lock; yields its descriptor and whether we had to wait.
+def run_lock(run: Run, stop: Event) -> Iterator[int]:
+    """Hold the run's lock; yields its descriptor. Raises Elsewhere where it is taken, Stopped where ``stop`` is set.
 
     The descriptor is handed on to the process that executes the notebook. So when a launcher is killed, the
     lock stays taken until that process has noticed and killed its kernel.
@@ -89,21 +100,14 @@ def run_lock(run: Run, stop: Event, say: Callable[[str], None]) -> Iterator[tupl
     locks = run.folder.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(locks / f"{run.id}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    waited = False
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waited:
-                    say(f"wait     {run.id}: it is being run by another process")
-                waited = True
-            if stop.wait(0.2):
-                raise Stopped
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Elsewhere(run.id) from None
         if stop.is_set():
             raise Stopped
-        yield descriptor, waited
+        yield descriptor
     finally:
         os.close(descriptor)  # no LOCK_UN: that would take the lock from an executing process, too
 
@@ -136,6 +140,7 @@ def _begin(run: Run, threads: int | None) -> dict[str, Any]:
         "device": run.parameters.get("device"),
         "threads": threads,
         "budget": run.budget,
+        "resources": {name: value for name, value in asdict(run.resources).items() if value is not None},
         "notebook_sha256": run.notebook.sha256,
         "code_sha256": run.notebook.code_sha256,
         "library_sha256": library_sha256(),
@@ -150,8 +155,8 @@ def _begin(run: Run, threads: int | None) -> dict[str, Any]:
     return manifest
 
 
-def _execute(run: Run, threads: int | None, lock: int, stop: Event) -> dict[str, str]:
-    """Run the notebook in its process and say how that ended: ``status`` and ``reason``."""
+def _execute(run: Run, threads: int | None, gpus: Sequence[str] | None, lock: int, stop: Event) -> dict[str, Any]:
+    """Run the notebook in its process and say how that ended: ``status``, ``reason`` and ``peak_memory``."""
     with (
         open(run.folder / LOG, "wb") as log,
         tempfile.TemporaryDirectory(prefix="saftnb-", ignore_cleanup_errors=True) as sockets,
@@ -159,29 +164,81 @@ def _execute(run: Run, threads: int | None, lock: int, stop: Event) -> dict[str,
         process = subprocess.Popen(
             [sys.executable, "-m", "saftnb.batch.execute"],
             cwd=run.folder,
-            env=_environment(run, threads),
+            env=_environment(run, threads, gpus),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=(lock,),
         )
+        watch = _Watch(run, process.pid)
         try:
             cwd = str(run.notebook.path.parent)
             _send(process.stdin, {"parameters": run.parameters, "cwd": cwd, "sockets": sockets})
-            while process.poll() is None and not stop.wait(0.1):
+            while process.poll() is None and not stop.wait(0.1) and not watch.over():
                 pass
         finally:
             _end(process)
+    return _outcome(run, process.returncode, watch.reason, stop) | {"peak_memory": round(watch.peak, 3)}
+
+
+def _outcome(run: Run, code: int, over: str, stop: Event) -> dict[str, str]:
+    """How the notebook's process ended; what we ended ourselves may still have said that it died."""
     outcome = read_json(run.folder / OUTCOME)
-    if outcome:
+    if outcome and (outcome["status"] == "done" or not (over or stop.is_set())):
         return outcome
+    if over:
+        return {"status": "killed", "reason": f"{over}{_where(run)}"}
     if stop.is_set():
         return {"status": "interrupted", "reason": "stopped by the user"}
-    if process.returncode < 0:
-        name = signal.Signals(-process.returncode).name
+    if code < 0:
+        name = signal.Signals(-code).name
         return {"status": "killed", "reason": f"the notebook's process got {name}"}
-    return {"status": "failed", "reason": f"the notebook's process exited with {process.returncode}"}
+    return {"status": "failed", "reason": f"the notebook's process exited with {code}"}
+
+
+def _where(run: Run) -> str:
+    cell = read_json(run.folder / PROGRESS, {}).get("cell")
+    return f" (cell {cell})" if cell else ""
+
+
+class _Watch:
+    """The time that a run takes, and the resident memory of its processes, beside what it may take."""
+
+    EVERY = 0.5  # seconds between two looks at the memory
+
+    def __init__(self, run: Run, pid: int) -> None:
+        self.limits, self.process = run.resources, psutil.Process(pid)
+        self.began = time.monotonic()
+        self.next = self.began
+        self.peak, self.reason = 0.0, ""  # GiB
+
+    def over(self) -> bool:
+        """Whether the run has taken more than it may; ``reason`` then says what."""
+        now = time.monotonic()
+        if self.limits.time_limit and now - self.began > self.limits.time_limit:
+            self.reason = f"over its time limit of {self.limits.time_limit:g} s"
+        if now >= self.next:
+            self.next = now + self.EVERY
+            used = self._resident() / 2**30
+            self.peak = max(self.peak, used)
+            if self.limits.memory and used > self.limits.memory:
+                self.reason = f"out of memory: its processes took {used:.2f} GiB of {self.limits.memory:g} GiB"
+        return bool(self.reason)
+
+    def _resident(self) -> int:
+        try:
+            family = [self.process, *self.process.children(recursive=True)]
+        except psutil.Error:
+            return 0
+        return sum(map(_resident, family))
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0
 
 
 def _send(stdin: IO[bytes] | None, job: dict[str, Any]) -> None:
@@ -207,29 +264,31 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _environment(run: Run, threads: int | None) -> dict[str, str]:
+def _environment(run: Run, threads: int | None, gpus: Sequence[str] | None) -> dict[str, str]:
     """What the notebook's process sees; its library is this process's, its figures go inline."""
     library = str(Path(saftnb.__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
     limits = dict.fromkeys(THREAD_VARIABLES, str(threads)) if threads else {}
+    visible = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
     own = {"SAFTNB_RUN_DIR": str(run.folder.resolve()), "SAFTNB_STORE": str(store_root()), "PYTHONPATH": path}
     inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
-    return inherited | limits | own
+    return inherited | limits | visible | own
 
 
-def _finish(run: Run, manifest: dict[str, Any], outcome: dict[str, str]) -> dict[str, Any]:
+def _finish(run: Run, manifest: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
     """Complete the manifest, as the last thing that is written."""
     folder = run.folder
     if outcome["status"] == "done" and not (folder / RESULTS).exists():
         write_json(folder / RESULTS, {})
     checkpoints = read_json(folder / CHECKPOINTS, [])
-    for name in (OUTCOME, CHECKPOINTS):
+    for name in (OUTCOME, PROGRESS, CHECKPOINTS):
         (folder / name).unlink(missing_ok=True)
     reason = outcome.get("reason")
     manifest |= {
         "status": outcome["status"],
         "reason": one_line(reason, folder, run.notebook.path.parent) if reason else None,
         "finished": _now(),
+        "peak_memory": outcome.get("peak_memory"),
         "checkpoints": sorted(checkpoints, key=lambda entry: entry["name"]),
         "results_sha256": sha256_of(folder / RESULTS),
         "run_sha256": sha256_of(folder / NOTEBOOK),

@@ -170,26 +170,17 @@ def test_a_lock_outlives_its_launcher_until_the_notebooks_process_has_left(desk:
 
     from saftnb.batch.grid import Run
     from saftnb.batch.notebooks import Notebook
-    from saftnb.batch.run import Stopped, run_lock
+    from saftnb.batch.run import Elsewhere, run_lock
 
     run = Run("g", Notebook("n", desk / "n.ipynb", "", "", "", {}), {}, {}, root=desk / "runs")
-    with run_lock(run, Event(), print) as (descriptor, waited):
-        assert not waited
+    with run_lock(run, Event()) as descriptor:
         other = subprocess.Popen(["sleep", "60"], pass_fds=(descriptor,))
-    stop, said = Event(), []
-
-    def say(line: str) -> None:
-        said.append(line)
-        stop.set()
-
-    with pytest.raises(Stopped), run_lock(run, stop, say):
+    with pytest.raises(Elsewhere), run_lock(run, Event()):
         raise AssertionError("the lock was free")
-    assert len(said) == 1
-    assert said[0].endswith("it is being run by another process")
     other.kill()
     other.wait()
-    with run_lock(run, Event(), print) as (_, waited):
-        assert not waited
+    with run_lock(run, Event()):
+        pass
 
 
 def test_a_polite_kill_is_like_ctrl_c(office: Office) -> None:
@@ -199,3 +190,103 @@ def test_a_polite_kill_is_like_ctrl_c(office: Office) -> None:
     launcher.ends_with(130)
     assert all(gone(process) for process in processes)
     assert office.manifests()[1]["status"] == "interrupted"
+
+
+def test_the_machine_goes_off(office: Office) -> None:
+    """Launcher, notebook and kernel gone at one blow: what was done stays, what was cut off begins again."""
+    (office.desk / "grid.yaml").write_text("jobs: 1\nruns: [{notebook: slow, sweep: {seed: [1, 2]}}]")
+    (office.books / "go").touch()
+    office.launch("--only", "slow-*").ends_with(0)
+    done = office.manifests()
+    write = (office.desk / "grid.yaml").write_text
+    write("jobs: 1\nruns: [{notebook: slow, sweep: {seed: [1, 2, 3]}}]")
+    (office.books / "go").unlink()
+    (office.books / "started").unlink()
+    launcher = office.launch()
+    processes = [*office.processes(), psutil.Process(launcher.process.pid)]
+    for process in processes:
+        process.suspend()  # none of them may notice that another one is gone
+    for process in processes:
+        process.kill()
+    launcher.process.wait()
+    until(lambda: all(gone(process) for process in processes), 10)
+    left = office.manifests()
+    assert [left[seed] for seed in (1, 2)] == [done[1], done[2]]
+    assert left[3]["status"] == "running"
+    assert len([folder for folder, _ in find_runs(office.desk / "runs") if is_done(folder)]) == 2
+    (office.books / "go").touch()
+    lines = office.launch().ends_with(0)
+    assert [line.split()[0] for line in lines[1:-1]] == ["skip", "skip", "start", "done"]
+    assert lines[3].endswith("cut off before")
+
+
+def test_a_full_disk(office: Office) -> None:
+    """The launcher's limit on the size of files is 0: every write is refused, as on a full disk."""
+    (office.books / "go").touch()
+    office.launch("--only", "slow-*").ends_with(0)
+    before = {path: path.read_bytes() for path in sorted((office.desk / "runs").rglob("*")) if path.is_file()}
+    write = (office.desk / "grid.yaml").write_text
+    write("jobs: 1\nruns: [{notebook: slow, sweep: {seed: [1, 2, 3]}}]")
+    program = (
+        "import resource, sys, tempfile; from saftnb import cli; from saftnb.batch import run\n"
+        "tempfile.gettempdir()  # the full disk is another one\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)) if {early} else None\n"
+        "execute = run._execute\n"
+        "def full(*arguments):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "    return execute(*arguments)\n"
+        "run._execute = full\n"
+        "sys.exit(cli.main(['grid', 'grid.yaml']))"
+    )
+    early = subprocess.run(
+        [sys.executable, "-c", program.format(early=True)], cwd=office.desk, capture_output=True, text=True
+    )
+    assert early.returncode == 2
+    assert early.stderr == f"saftnb: {office.desk}/runs/grid/.current.json: File too large\n"
+    assert {path: path.read_bytes() for path in before} == before
+    late = subprocess.run(
+        [sys.executable, "-c", program.format(early=False)], cwd=office.desk, capture_output=True, text=True
+    )
+    assert late.returncode == 1, late.stderr
+    assert "failed   slow-" in late.stdout
+    assert "File too large" in late.stdout
+    done = {path: content for path, content in before.items() if path.name != ".current.json"}
+    assert {path: path.read_bytes() for path in done} == done
+    assert office.manifests()[3]["status"] == "running", "it claims nothing"
+    assert not list((office.desk / "runs").rglob("*.tmp"))
+    lines = office.launch().ends_with(0)
+    assert [line.split()[0] for line in lines[1:-1]] == ["skip", "skip", "start", "done"]
+
+
+def test_a_notebook_is_edited_while_the_grid_runs(office: Office, write_notebook) -> None:
+    """All runs of the grid see the notebook as it was; afterwards they are stale, and the launcher says so."""
+    launcher = office.launch()
+    office.processes()
+    write_notebook(office.books / "slow.ipynb", SLOW + "record(edited=True)", parameters="seed: int = 0")
+    (office.books / "go").touch()
+    lines = launcher.ends_with(0)
+    assert "changed  slow: its notebook was edited meanwhile; run the grid again" in lines
+    values = [json.loads((folder / "results.json").read_text()) for folder, _ in find_runs(office.desk / "runs")]
+    assert [sorted(value) for value in values] == [["value"], ["value"]]
+    lines = office.launch().ends_with(0)
+    assert next(line for line in lines if line.startswith("start")).endswith("notebook changed")
+    values = [json.loads((folder / "results.json").read_text()) for folder, _ in find_runs(office.desk / "runs")]
+    assert [sorted(value) for value in values] == [["edited", "value"], ["edited", "value"]]
+
+
+def test_two_launchers_share_a_grid(office: Office) -> None:
+    """Each run is executed once, by one of them; the second begins with what the first has not begun."""
+    (office.desk / "grid.yaml").write_text("jobs: 1\nruns: [{notebook: slow, sweep: {seed: [1, 2, 3]}}]")
+    first = office.launch()
+    office.processes()
+    second = office.launch()
+    until(lambda: "start    slow-" in second.output.read_text(), 30)
+    (office.books / "go").touch()
+    outputs = [first.ends_with(0), second.ends_with(0)]
+    started = [line.split()[1] for lines in outputs for line in lines if line.startswith("start")]
+    assert sorted(started) == sorted(set(started))
+    assert len(started) == 3
+    assert (office.books / "count").read_text() == "xxx"
+    assert any(line.startswith("wait") for line in outputs[1])
+    assert any("done meanwhile by another launcher" in line for lines in outputs for line in lines)
+    assert all(is_done(folder) for folder, _ in find_runs(office.desk / "runs"))

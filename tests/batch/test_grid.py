@@ -6,6 +6,7 @@ import pytest
 
 from saftnb.batch import load_grid
 from saftnb.batch.grid import GridError
+from saftnb.batch.resources import Resources
 
 TRAIN = """
 suite: str = 'pocket'
@@ -46,7 +47,7 @@ runs:
     budget: 120
     zip: {limit: [1, ~], quick: [true, false]}
 """)
-    assert (grid.name, grid.jobs, grid.threads, len(grid.runs)) == ("demo", 2, None, 6)
+    assert (grid.name, grid.jobs, grid.engine, len(grid.runs)) == ("demo", 2, "local", 6)
     train, merge = grid.runs[:4], grid.runs[4:]
     assert [(run.parameters["task"], run.parameters["lr"]) for run in train] == [
         ("mnist", 0.001),
@@ -171,7 +172,15 @@ runs:
         ("jobs: true\nruns: [{notebook: 01_train}]", r":1: jobs is True"),
         ("name: ../x\nruns: [{notebook: 01_train}]", r":1: the name '../x'"),
         ("name: store\nruns: [{notebook: 01_train}]", r":1: the name 'store'"),
-        ("engine: ray\nruns: [{notebook: 01_train}]", r":1: unknown engine 'ray'; there is: local"),
+        ("engine: dask\nruns: [{notebook: 01_train}]", r":1: unknown engine 'dask'; there are: local, ray"),
+        ("threads: 1\nruns: [{notebook: 01_train}]", r":1: unknown key 'threads' in the grid; it may have .*resources"),
+        ("resources: {cpu: 1}\nruns: [{notebook: 01_train}]", r":1: unknown key 'cpu' in resources; it may have cpus"),
+        ("resources: 3\nruns: [{notebook: 01_train}]", r":1: resources is not a mapping"),
+        ("runs:\n- notebook: 01_train\n  resources: {cpus: 0}", r":3: cpus is 0, not a whole number"),
+        ("runs:\n- notebook: 01_train\n  resources: {gpus: 1.5}", r":3: gpus is 1.5, not a whole number or a share"),
+        ("runs:\n- notebook: 01_train\n  resources: {gpus: -1}", r":3: gpus is -1"),
+        ("runs:\n- notebook: 01_train\n  resources: {memory: 8GB}", r":3: memory is '8GB', not a number of GiB"),
+        ("runs:\n- notebook: 01_train\n  resources: {time_limit: 0}", r":3: time_limit is 0, not a number of seconds"),
         ("jobs: 1\njobs: 2\nruns: [{notebook: 01_train}]", r":\d: the key 'jobs' is given twice"),
         ("runs: [", r"demo.yaml:\d: not valid YAML"),
         ("runs: \x07", r"demo.yaml: not valid YAML"),
@@ -202,3 +211,19 @@ def test_files_that_are_no_grid_or_no_notebook(load, desk: Path, write_notebook)
     write_notebook(desk / "notebooks" / "odd.ipynb", parameters="a = 1\nx = f()")
     with pytest.raises(GridError, match=r"odd.ipynb: line 2 of the parameters cell"):
         load("runs: [{notebook: odd}]")
+
+
+def test_a_run_asks_for_its_own_resources_over_the_grids(load) -> None:
+    grid = load("""
+engine: ray
+resources: {cpus: 4, gpus: 1, time_limit: 60}
+runs:
+  - notebook: 01_train
+  - notebook: 02_merge
+    resources: {gpus: 0.5, memory: 2, time_limit: 5.5}
+""")
+    assert grid.engine == "ray"
+    assert [run.resources for run in grid.runs] == [Resources(4, 1, None, 60), Resources(4, 0.5, 2, 5.5)]
+    assert [run.place for run in grid.runs] == ["demo.yaml:5", "demo.yaml:6"]
+    assert load("runs: [{notebook: 01_train}]").runs[0].resources == Resources()
+    assert load("runs: [{notebook: 01_train}]").runs[0].id == grid.runs[0].id, "another machine, the same run"

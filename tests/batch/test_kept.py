@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
@@ -14,9 +12,9 @@ from saftnb import cli
 from saftnb.batch import load_grid, run_grid, tables
 from saftnb.batch.grid import GridError
 from saftnb.batch.kept import keep, read_kept, take
-from saftnb.batch.local import plan
 from saftnb.batch.manifest import find_runs, read_manifest, reason_to_run, sha256_of
-from saftnb.batch.run import run_lock, set_aside
+from saftnb.batch.plan import plan
+from saftnb.batch.run import Elsewhere, run_lock, set_aside
 from saftnb.run_folder import read_json, write_json
 
 SEED = """
@@ -112,7 +110,8 @@ def test_a_fresh_clone_takes_what_is_kept_and_reproduces_the_tables(desk: Path) 
 def test_what_is_taken_outlives_a_change_of_the_library_and_of_prose_but_not_of_code(desk: Path, monkeypatch) -> None:
     keep(load_grid("g.yaml"))
     shutil.rmtree("runs")
-    monkeypatch.setattr("saftnb.batch.local.library_sha256", lambda: "another")
+    for module in ("plan", "manifest"):
+        monkeypatch.setattr(f"saftnb.batch.{module}.library_sha256", lambda: "another")
     assert set(plan(load_grid("g.yaml")).kept) == set(ids("one"))
     notebook = read_json(desk / "notebooks" / "one.ipynb")
     notebook["cells"].insert(0, {"cell_type": "markdown", "metadata": {}, "source": "prose", "id": "p"})
@@ -163,7 +162,8 @@ def test_a_run_that_was_executed_here_is_set_aside_not_lost(desk: Path, monkeypa
     keep(grid)
     run = grid.runs[0]
     executed = (run.folder / "run.ipynb").read_bytes()
-    monkeypatch.setattr("saftnb.batch.local.library_sha256", lambda: "another")
+    for module in ("plan", "manifest"):
+        monkeypatch.setattr(f"saftnb.batch.{module}.library_sha256", lambda: "another")
     run_grid(grid, 2, say=silent)
     assert read_manifest(run.folder)["taken"] == "runs.json"
     aside = run.folder.parent / ".previous" / run.id
@@ -216,18 +216,16 @@ def test_a_run_after_others_is_done_again_when_their_results_change(desk: Path) 
     assert keep(grid).files == [grid.kept]
 
 
-def test_taking_waits_for_a_launcher_that_has_the_run(desk: Path) -> None:
+def test_a_run_that_another_launcher_has_is_not_taken(desk: Path) -> None:
     grid = load_grid("g.yaml")
     keep(grid)
     entry, run = read_kept(grid)[grid.runs[0].id], grid.runs[0]
     set_aside(run)
-    stop, said = Event(), []
-    with run_lock(run, Event(), silent):
-        waiting = ThreadPoolExecutor(1).submit(take, run, entry, "runs.json", stop, said.append)
-        time.sleep(0.5)
-        assert not (run.folder / "manifest.json").exists()
-        assert said == [f"wait     {run.id}: it is being run by another process"]
-    assert waiting.result(timeout=10)["taken"] == "runs.json"
+    with run_lock(run, Event()), pytest.raises(Elsewhere):
+        take(run, entry, "runs.json")
+    assert not (run.folder / "manifest.json").exists()
+    assert take(run, entry, "runs.json")["taken"] == "runs.json"
+    assert "found" in take(run, entry, "runs.json", again=False)
 
 
 def test_a_full_disk_fails_the_run_that_is_taken_and_no_other(desk: Path, monkeypatch) -> None:
@@ -241,7 +239,7 @@ def test_a_full_disk_fails_the_run_that_is_taken_and_no_other(desk: Path, monkey
             raise OSError("no space left")
         return take(run, *rest)
 
-    monkeypatch.setattr("saftnb.batch.local.take", full)
+    monkeypatch.setattr("saftnb.batch.engine.take", full)
     statuses = run_grid(grid, 2, say=silent)
     assert [statuses[run.id] for run in grid.runs] == ["failed", "done", "blocked"]
 

@@ -142,7 +142,7 @@ def test_a_write_that_fails_leaves_the_old_file(desk: Path, monkeypatch: pytest.
     write_json(file, {"a": 1})
 
     def crash(*_: object) -> None:
-        raise OSError("no space")
+        raise OSError(28, "no space")
 
     monkeypatch.setattr("os.fsync", crash)
     with pytest.raises(OSError, match="no space"):
@@ -152,7 +152,7 @@ def test_a_write_that_fails_leaves_the_old_file(desk: Path, monkeypatch: pytest.
 
 def test_recording_and_launching_load_nothing_heavy() -> None:
     code = (
-        "import sys; from saftnb.batch import record; import saftnb.cli, saftnb.batch.local\n"
+        "import sys; from saftnb.batch import record; import saftnb.cli, saftnb.batch.engine\n"
         "heavy = {'torch', 'pandas', 'numpy', 'papermill', 'nbformat'}\n"
         "print(sorted(heavy & set(sys.modules)), callable(record))"
     )

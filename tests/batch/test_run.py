@@ -7,6 +7,7 @@ import getpass
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -16,9 +17,11 @@ import nbformat
 import psutil
 import pytest
 
-from saftnb.batch import load_grid, local, results, run_grid
+from saftnb.batch import engine, load_grid, results, run_grid
 from saftnb.batch import manifest as manifests
+from saftnb.batch import plan as plans
 from saftnb.batch import run as runs
+from saftnb.batch.grid import GridError
 from saftnb.batch.manifest import find_runs, is_done, one_line, reason_to_run
 
 TRAIN = [
@@ -58,6 +61,9 @@ runs:
   - {notebook: dies}
   - {notebook: leaves}
   - {notebook: orphan}
+  - {notebook: shot}
+  - {notebook: hungry, resources: {memory: 0.5}}
+  - {notebook: late, resources: {time_limit: 8}}
   - {notebook: silent, after: [dies]}
 """
 
@@ -69,7 +75,7 @@ library_sha256 = manifests.library_sha256
 def library():
     """A library that stays as it is while these tests run, whoever edits it."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (manifests, runs, local):
+        for module in (manifests, runs, plans, engine):
             patch.setattr(module, "library_sha256", lambda: "library")
         yield
 
@@ -94,6 +100,9 @@ def office(tmp_path_factory: pytest.TempPathFactory, write_notebook):
     )
     write_notebook(books / "orphan.ipynb", ORPHAN)
     write_notebook(books / "silent.ipynb", "1")
+    write_notebook(books / "shot.ipynb", "1", "import os; os.kill(os.getpid(), 9)", "2")
+    write_notebook(books / "hungry.ipynb", "import time", "much = b'x' * 2**30; time.sleep(60)", "2")
+    write_notebook(books / "late.ipynb", "import time; time.sleep(60)", "2")
     (desk / "grid.yaml").write_text(GRID)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAFTNB_STORE", "store")  # relative: the kernel runs in another folder
@@ -138,6 +147,7 @@ def test_done(office) -> None:
         "results.json",
         "run.ipynb",
     ]
+    assert not list((office[0] / "notebooks").glob(".*"))
     results = json.loads((folder / "results.json").read_text())
     assert results == {"lr_twice": 0.002, "kind": "float", "table": {"a": [1]}}
     assert (manifest["status"], manifest["reason"], manifest["grid"]) == ("done", None, "grid")
@@ -173,6 +183,8 @@ def test_failed_killed_and_left_early(office) -> None:
         "dies": ("killed", "the kernel died (cell 2)"),
         "leaves": ("failed", "stopped early: 1 cells were not run"),
         "orphan": ("killed", "the notebook's process got SIGKILL"),
+        "shot": ("killed", "the kernel got SIGKILL, as when memory runs out (cell 2)"),
+        "late": ("killed", "over its time limit of 8 s (cell 1)"),
     }
     for notebook, (status, reason) in expected.items():
         folder, manifest = manifest_of(office, notebook)
@@ -180,6 +192,12 @@ def test_failed_killed_and_left_early(office) -> None:
         assert not is_done(folder)
         assert office[1][folder.name] == status
     assert manifest_of(office, "raises")[1]["budget"] == 60
+    _, hungry = manifest_of(office, "hungry")
+    assert hungry["status"] == "killed"
+    assert re.fullmatch(r"out of memory: its processes took [01]\.\d\d GiB of 0\.5 GiB \(cell 2\)", hungry["reason"])
+    assert hungry["peak_memory"] > 0.5
+    assert hungry["resources"] == {"memory": 0.5}
+    assert manifest_of(office, "late")[1]["seconds"] < 30
     assert "Kernel died" in (manifest_of(office, "dies")[0] / "log.txt").read_text()
 
 
@@ -200,8 +218,8 @@ def test_what_waits_for_a_failure_is_blocked_and_leaves_nothing(office) -> None:
     assert blocked[0].startswith("silent-")
     assert not (desk / "runs" / "grid" / blocked[0]).exists()
     assert any(line.startswith(f"blocked  {blocked[0]}: dies-") and "is killed" in line for line in lines)
-    assert lines[-1].startswith("grid grid: 7 runs: ")
-    assert all(part in lines[-1] for part in ("2 done", "2 failed", "2 killed", "1 blocked"))
+    assert lines[-1].startswith("grid grid: 10 runs: ")
+    assert all(part in lines[-1] for part in ("2 done", "2 failed", "5 killed", "1 blocked"))
 
 
 def test_manifests_name_no_place_and_no_one(office) -> None:
@@ -225,10 +243,19 @@ def test_reasons_are_cleaned() -> None:
     assert one_line("no /data/my own/f.txt", Path("/data/my own")) == "no …/f.txt"
 
 
-def test_results_are_one_tidy_row_per_done_run(office) -> None:
-    frame = results(office[0] / "runs").set_index("task")
+def test_results_are_one_tidy_row_per_run(office) -> None:
+    every = results(office[0] / "runs")
+    assert sorted(every["notebook"]) == [
+        "dies", "hungry", "late", "leaves", "orphan", "raises", "shot", "train", "train",
+    ]  # fmt: skip
+    named = every.set_index("notebook")
+    assert named.loc["leaves", "status"] == "failed"
+    assert "a" not in every, "what a run recorded that is not done is no result"
+    assert list(every.columns) == [
+        "grid", "run", "notebook", "status", "seconds", "task", "lr", "seed", "device", "lr_twice", "kind",
+    ]  # fmt: skip
+    frame = every[every["status"] == "done"].set_index("task")
     assert sorted(frame.index) == ["x", "y"]
-    assert list(frame.columns) == ["grid", "run", "notebook", "lr", "seed", "device", "lr_twice", "kind"]
     assert frame.loc["x", "lr_twice"] == 0.002
     assert frame.loc["y", "lr_twice"] == 2.0
     assert frame.loc["y", "kind"] == "float"
@@ -247,7 +274,45 @@ def test_results_keep_a_name_that_is_also_a_parameter_apart(copy, desk: Path, mo
 
 def test_an_unchanged_grid_does_only_what_is_missing(copy) -> None:
     reasons = [reason_to_run(run) for run in copy.runs]
-    assert reasons == [None, None, "failed before", "killed before", "failed before", "killed before", "new"]
+    assert reasons[:6] == [None, None, "failed before", "killed before", "failed before", "killed before"]
+    assert reasons[6:] == ["killed before", "killed before", "killed before", "new"]
+
+
+def test_retry_failed_takes_up_what_failed_and_what_waited_for_it(copy) -> None:
+    ids = {run.id: run.notebook.name for run in copy.runs}
+    shutil.rmtree(copy.runs[1].folder)  # new, and so not its business
+    planned = plans.plan(copy, retry_failed=True)
+    assert {ids[run_id] for run_id in planned.todo} == {
+        "raises", "dies", "leaves", "orphan", "shot", "hungry", "late", "silent",
+    }  # fmt: skip
+    assert planned.left_out == {copy.runs[0].id, copy.runs[1].id}
+    lines = list(planned.lines(copy))
+    assert lines[0] == f"left out {copy.runs[0].id}: done before"
+    assert lines[1] == f"left out {copy.runs[1].id}: new"
+
+
+def test_only_takes_what_matches_and_what_it_comes_after(copy) -> None:
+    ids = {run.id: run.notebook.name for run in copy.runs}
+    assert {ids[i] for i in plans.plan(copy, only=["sil*"]).todo} == {"silent", "dies"}
+    assert plans.plan(copy, only=["train"]).todo == set()
+    first = copy.runs[0].id
+    assert plans.plan(copy, only=[first], force=True).todo == {first}
+    assert plans.plan(copy, only=["sil*", first], force=True).todo == {
+        first, *(i for i, name in ids.items() if name in ("silent", "dies")),
+    }  # fmt: skip
+    assert {ids[i] for i in plans.plan(copy, only=["train", "late"], retry_failed=True).todo} == {"late"}
+    with pytest.raises(GridError, match=r"--only none\* matches no run of grid grid; its notebooks are: train, raises"):
+        plans.plan(copy, only=["none*"])
+
+
+def test_what_was_left_out_is_no_failure_and_is_not_run(copy, monkeypatch) -> None:
+    finish_with(monkeypatch, "done", {})
+    statuses = run_grid(copy, only=["late"], say=lambda _: None)
+    names = {run.id: run.notebook.name for run in copy.runs}
+    assert {names[i]: status for i, status in statuses.items()} == {
+        "train": "done", "late": "done",
+        **dict.fromkeys(["raises", "dies", "leaves", "orphan", "shot", "hungry", "silent"], "left out"),
+    }  # fmt: skip
 
 
 def alter_manifest(folder: Path, **changes: object) -> None:
@@ -305,7 +370,14 @@ def test_the_librarys_hash_sees_code_and_data_but_not_what_runs_cannot_use(desk:
         (package / name).write_text("a")
     monkeypatch.setattr(manifests, "__file__", str(package / "batch" / "manifest.py"))
     before = library_sha256()
-    for name in ("publish/page.css", "cli.py", "merging/__pycache__/x.pyc", "merging/.x.py.swp", "a.md"):
+    for name in (
+        "publish/page.css",
+        "cli.py",
+        "batch/display.py",
+        "merging/__pycache__/x.pyc",
+        "merging/.x.py.swp",
+        "a.md",
+    ):
         (package / name).parent.mkdir(exist_ok=True)
         (package / name).write_text("b")
     assert library_sha256() == before
@@ -319,7 +391,7 @@ def test_the_librarys_hash_sees_code_and_data_but_not_what_runs_cannot_use(desk:
 def finish_with(monkeypatch, status: str, recorded: dict) -> None:
     """Let run_one pretend that the notebook ended so."""
 
-    def pretend(run, *_):
+    def pretend(run, *_):  # no process
         assert json.loads((run.folder / "manifest.json").read_text())["status"] == "running"
         (run.folder / "results.json").write_text(json.dumps(recorded))
         return {"status": status, "reason": "boom"} if status != "done" else {"status": status}
@@ -337,7 +409,8 @@ def test_what_was_complete_survives_a_rerun_that_is_not(copy, desk: Path, monkey
         assert runs.run_one(run)["status"] == status
         assert json.loads((run.folder / "manifest.json").read_text())["status"] == status
         assert {path.name: path.read_bytes() for path in previous.iterdir()} == complete
-        assert len(results(desk / "runs")) == 1  # the other task's
+        whole = results(desk / "runs").query("status == 'done'")
+        assert whole["task"].tolist() == ["y"]
     finish_with(monkeypatch, "done", {"whole": 1})
     assert runs.run_one(run)["status"] == "done"
     assert not previous.exists()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from saftnb.batch import load_grid, local
+from saftnb.batch import load_grid
+from saftnb.batch.plan import measured_hours
 from saftnb.finetune import measure, recipe
 from saftnb.finetune.measure import flops_per_second, gradient_flops
 
@@ -56,10 +57,10 @@ runs:
     monkeypatch.setattr(measure, "flops_per_second", lambda backbone, plan: work / (1.5 * 3600))
     said = []
     todo = {run.id for run in grid.runs}
-    assert local.measured_hours(grid, todo, said.append) in (
+    assert measured_hours(grid, todo, said.append) in (
         ", about 2 CPU hours at that speed",
         ", about 2 GPU hours at that speed",
     )
     assert "a step of pocket-0 with sgd does" in said[0]
-    assert local.measured_hours(grid, {grid.runs[-1].id}, said.append) == ""
+    assert measured_hours(grid, {grid.runs[-1].id}, said.append) == ""
     assert len(said) == 1

@@ -1,0 +1,174 @@
+"""What a grid has to do, and how long that takes."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from saftnb.batch.grid import Grid, GridError, Run
+from saftnb.batch.kept import entry_sha256, fits, read_kept
+from saftnb.batch.manifest import library_sha256, read_manifest, reason_to_run
+from saftnb.run_folder import read_json
+
+LATER = "a run before it is to be done"
+FAILED = ("failed", "killed", "interrupted", "running")  # statuses that `--retry-failed` takes up again
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a grid has to do.
+
+    ``reasons``: for each run's id why it is executed, None where it is done and unchanged. ``kept``: entries of the
+    kept list that stand in for runs that would have to be executed. ``left_out``: the runs that were not asked for.
+    ``again``: those that are executed although they are done and unchanged. ``seconds``: what a run took when it was
+    last done, or else its budget.
+    """
+
+    reasons: dict[str, str | None]
+    kept: dict[str, dict]
+    left_out: frozenset[str]
+    again: frozenset[str]
+    seconds: dict[str, float | None]
+    library: str
+
+    @property
+    def todo(self) -> set[str]:
+        return {i for i, reason in self.reasons.items() if reason and i not in self.kept and i not in self.left_out}
+
+    def lines(self, grid: Grid) -> Iterator[str]:
+        """One line a run: what will happen to it, and why."""
+        for run_id, reason in self.reasons.items():
+            if run_id in self.left_out:
+                yield f"left out {run_id}{f': {reason}' if reason else ': done before'}"
+            elif run_id in self.kept and grid.kept:
+                yield f"take     {run_id}: done before, in {grid.kept.name}"
+            else:
+                yield f"run      {run_id}: {reason}" if reason else f"skip     {run_id}: done before"
+
+
+def plan(
+    grid: Grid, force: bool = False, fresh: bool = False, only: Sequence[str] = (), retry_failed: bool = False
+) -> Plan:
+    """What is to be done.
+
+    ``force`` runs everything again, ``fresh`` what was taken from the list of kept runs. ``only`` are patterns (as of
+    file names) for notebooks and run ids: what they match, and what that comes after. ``retry_failed``: what failed,
+    was killed, interrupted or cut off, what waited for it, and what it comes after. Raises GridError where a pattern
+    matches nothing.
+    """
+    library = library_sha256()
+    here = {run.id: read_manifest(run.folder) or {} for run in grid.runs}
+    asked = _asked(grid, only)
+    if retry_failed:
+        asked &= _failed(grid, here)
+    again = frozenset(asked if force else ())
+    reasons = {run.id: reason_to_run(run, library) or ("forced" if run.id in again else None) for run in grid.runs}
+    listed = {} if force or fresh else read_kept(grid)
+    kept = {}
+    for run in grid.runs:
+        taken, entry = "taken" in here[run.id], listed.get(run.id)
+        if taken and fresh:
+            reasons[run.id] = reasons[run.id] or "taken before"
+            again |= {run.id}
+        if taken and fits(run, entry) and here[run.id].get("taken_sha256") != entry_sha256(entry):
+            reasons[run.id] = reasons[run.id] or "the kept run is another now"
+            again |= {run.id}
+        if reasons[run.id] and fits(run, entry):
+            kept[run.id] = entry
+    wanted = _with_before(grid, asked)
+    left_out = frozenset(run.id for run in grid.runs if run.id not in wanted)
+    seconds = {run.id: _seconds(run, here[run.id]) for run in grid.runs}
+    return Plan(_with_later(grid, reasons, left_out), kept, left_out, again, seconds, library)
+
+
+def _asked(grid: Grid, only: Sequence[str]) -> set[str]:
+    if not only:
+        return {run.id for run in grid.runs}
+    found: set[str] = set()
+    for pattern in only:
+        match = {r.id for r in grid.runs if fnmatchcase(r.id, pattern) or fnmatchcase(r.notebook.name, pattern)}
+        if not match:
+            names = ", ".join(dict.fromkeys(run.notebook.name for run in grid.runs))
+            raise GridError(f"--only {pattern} matches no run of grid {grid.name}; its notebooks are: {names}")
+        found |= match
+    return found
+
+
+def _failed(grid: Grid, here: dict[str, dict]) -> set[str]:
+    """What failed and, after it, what has not been run: it was blocked."""
+    failed = {run.id for run in grid.runs if here[run.id].get("status") in FAILED}
+    for _ in grid.runs:  # as often as a chain can be long
+        failed |= {run.id for run in grid.runs if not here[run.id] and failed & set(run.after)}
+    return failed
+
+
+def _with_before(grid: Grid, ids: set[str]) -> set[str]:
+    """``ids`` and all runs that they come after."""
+    after = {run.id: run.after for run in grid.runs}
+    found, new = set(ids), set(ids)
+    while new:
+        new = {other for run_id in new for other in after[run_id]} - found
+        found |= new
+    return found
+
+
+def _with_later(grid: Grid, reasons: dict[str, str | None], left_out: frozenset[str]) -> dict[str, str | None]:
+    """The reasons, where a run that comes after one that is to be done or taken is to be done as well."""
+    later = {run.id: [other for other in run.after if other not in left_out] for run in grid.runs}
+    for _ in grid.runs:  # as often as a chain can be long
+        for run_id, before in later.items():
+            if reasons[run_id] is None and any(reasons[other] for other in before):
+                reasons[run_id] = LATER
+    return reasons
+
+
+def _seconds(run: Run, manifest: dict) -> float | None:
+    if manifest.get("status") != "done":
+        manifest = read_json(run.folder.parent / ".previous" / run.id / "manifest.previous.json", {})
+    return manifest.get("seconds") or run.budget
+
+
+def estimate(grid: Grid, todo: set[str], jobs: int) -> str:
+    """How long the runs will take by their budgets, in words; "" where one has none."""
+    budgets = [run.budget for run in grid.runs if run.id in todo]
+    if not budgets or None in budgets:
+        return ""
+    seconds = max(sum(budgets) / jobs, max(budgets))
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return f", about {f'{hours} h ' if hours else ''}{minutes} min by their budgets"
+
+
+def measured_hours(grid: Grid, todo: set[str], say: Callable[[str], None] = print) -> str:
+    """The hours that the runs' `gradients` take on this machine's device, in words; "" where a run has none.
+
+    One training step of the first run's backbone and recipe is timed; what its gradient takes in floating-point
+    operations, and those of the other backbones and scopes, is counted. Budgets, in seconds, are added.
+    """
+    runs = [run for run in grid.runs if run.id in todo]
+    if not any(run.gradients for run in runs) or not all(run.gradients or run.budget for run in runs):
+        return ""
+    from saftnb.backbones import OPENAI_BACKBONES, POCKET_BACKBONES, resolve_device
+    from saftnb.finetune import recipe
+    from saftnb.finetune.measure import flops_per_second, gradient_flops, pair_flops_per_second, pair_gradient_flops
+    from saftnb.suites.nli6 import NLI6_BACKBONE
+
+    work, kinds = 0.0, []
+    for run in runs:
+        if run.gradients:
+            given = run.parameters
+            firsts = {"vision8": OPENAI_BACKBONES, "nli6": (NLI6_BACKBONE,)}.get(given["suite"], POCKET_BACKBONES)
+            names = [given.get("recipe"), *given.get("recipes", []), given.get("base_recipe"), given.get("low_rank")]
+            plan = recipe(next((name for name in names if name), "sgd"), given["suite"])
+            kinds.append((given["backbone"] or next(iter(firsts)), plan))
+            pairs = given["suite"] == "nli6"
+            each = pair_gradient_flops(kinds[-1][0]) if pairs else gradient_flops(kinds[-1][0], plan.scope)
+            work += run.gradients * plan.batch_size * each
+    device, (backbone, plan) = resolve_device("auto").type, kinds[0]
+    pairs = runs[0].parameters["suite"] == "nli6"
+    speed = pair_flops_per_second(backbone) if pairs else flops_per_second(backbone, plan)
+    say(
+        f"measured here, on {device}: a step of {backbone} with {plan.name} does {speed / 1e12:.3g} TFLOP/s; "
+        f"the work is {work:.2g} FLOP"
+    )
+    hours = (work / speed + sum(run.budget or 0.0 for run in runs)) / 3600
+    return f", about {hours:,.0f} {'GPU' if device == 'cuda' else 'CPU'} hours at that speed"
