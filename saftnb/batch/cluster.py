@@ -8,6 +8,7 @@ started again on another one.
 
 import os
 import secrets
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,7 +40,9 @@ class OnRay:
 
     def __init__(self, address: str | None = None, jobs: int | None = None) -> None:
         self.ours = not ray.is_initialized()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
+            _reach(address)
             ray.init(address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
         except (RayError, OSError, ValueError, RuntimeError) as error:
             raise GridError(f"no Ray cluster at {address or 'this machine'}: {_last_line(error)}") from None
@@ -56,9 +59,7 @@ class OnRay:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         for run in runs:
             if not any(self._fits(run, node["Resources"]) for node in nodes):
-                raise GridError(
-                    f"{run.place}: {run.notebook.name} needs {_words(run)}; no node of the cluster has that"
-                )
+                raise GridError(f"{run.place}: {run.notebook.name} needs {_words(run)}, which no node has")
         with _marks({run.folder.parent for run in runs} | {Path(self.environment["SAFTNB_STORE"])}) as marks:
             places = sorted({str(run.notebook.path) for run in runs})
             asked = {node["NodeID"]: _on(node, _problem).remote(marks, places, library_sha256()) for node in nodes}
@@ -125,6 +126,13 @@ class OnRay:
 
     def _fits(self, run: Run, there: dict[str, float]) -> bool:
         return all(there.get(name, 0) >= amount for name, amount in self._needs(run).items())
+
+
+def _reach(address: str | None) -> None:
+    """OSError where nobody listens at HOST:PORT: Ray itself would wait for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit() and "://" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _words(run: Run) -> str:

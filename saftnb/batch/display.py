@@ -117,10 +117,13 @@ class Table:
 
     def show(self, state: Overview) -> None:
         """Redraw the table."""
+        from rich import box
         from rich.table import Table as Drawn
         from rich.text import Text
 
-        drawn = Drawn(title=Text(state.title), title_justify="left", title_style="bold", expand=True)
+        drawn = Drawn(
+            title=Text(state.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, expand=True
+        )
         drawn.add_column("running", ratio=4, no_wrap=True, overflow="ellipsis")
         drawn.add_column("cell", ratio=5, no_wrap=True, overflow="ellipsis")
         drawn.add_column("time", justify="right", no_wrap=True)

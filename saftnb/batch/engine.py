@@ -173,8 +173,15 @@ class _State:
 
     def _notice_beginnings(self) -> None:
         for run in self.running.values():
-            if run.id not in self.began and _token(run) not in (None, self.tokens[run.id]):
+            token = _token(run)
+            if token in (None, self.tokens[run.id]):
+                continue
+            self.tokens[run.id] = token
+            if run.id not in self.began:
                 self._begin(run)
+            else:
+                self.began[run.id] = time.monotonic()
+                self.say(f"again    {run.id}: its node was lost")
 
     def _begin(self, run: Run) -> None:
         self.began[run.id] = time.monotonic()
