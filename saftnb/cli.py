@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="export runs as HTML")
     report.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")
     report.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write")
+    report.add_argument("--no-code", action="store_true", help="leave the notebooks' code out (default: hidden)")
     report.set_defaults(command=_report)
     fetch = commands.add_parser("fetch", help="download what a suite lacks, and check it")
     fetch.add_argument("suite", metavar="SUITE", help="pocket, pocket-nli, vision8 or nli6")
@@ -157,7 +158,7 @@ def _report(options: argparse.Namespace) -> int:
             raise FileNotFoundError(f"{options.runs}: no such folder of runs")
         from saftnb.publish import publish_runs
 
-        print(f"open {publish_runs(options.runs, options.out)}")
+        print(f"open {publish_runs(options.runs, options.out, code=not options.no_code)}")
     return 0
 
 

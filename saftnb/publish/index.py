@@ -4,19 +4,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from html import escape
+from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from saftnb.publish.folder import replaced
-from saftnb.publish.page import Page, document, facts_strip, read_page
+from saftnb.publish.page import SWITCH, Page, document, facts_strip, read_page
 from saftnb.publish.runs import RunFolder, provenance, read_runs
-from saftnb.publish.sanitise import scroll_open
+from saftnb.publish.sanitise import attribute, scroll_open
 from saftnb.publish.scrub import root_above, scrub
 from saftnb.publish.tables import duration, is_number, number, table_html, value_text
 
 QUESTION = "Which fine-tuned models merge well, and why"
 SUBJECT = "Sharpness-aware fine-tuning (SAFT) and SVD alignment of LoRA updates (KnOTS)"
+STATE = ("Time (budget)", "Status")
+SEARCH = (
+    '<div role="search" aria-label="Runs" hidden><label>Find <input type="search" autocomplete="off"></label>'
+    '<label>Status <select><option value="">all</option><option>done</option><option>not done</option></select></label>'
+    '<output aria-live="polite"></output></div>'
+)
 WIDE = 3  # a table of more columns stands below its figure, not beside it
 Scrub = Callable[[str], str]
 
@@ -51,11 +59,11 @@ class Entry:
         return " ".join(filter(None, (self.run.reason, self.problem)))
 
 
-def publish_runs(runs: Path, out: Path, *, code: bool = False) -> Path:
+def publish_runs(runs: Path, out: Path, *, code: bool = True) -> Path:
     """Write the report of a folder of runs, one page a run and an index; return the index.
 
     `runs` is a grid's folder, such as runs/pocket; `out` is replaced as a whole when every page is
-    written. `code=True` puts each cell's code behind a small switch; otherwise it is left out.
+    written. Each page hides its code until the reader ticks "Show code"; `code=False` leaves it out.
     Raises ValueError where there are no runs, or where `out` holds files no report wrote.
     """
     runs, out = Path(runs), Path(out)
@@ -66,7 +74,7 @@ def publish_runs(runs: Path, out: Path, *, code: bool = False) -> Path:
         entries = [_entry(run, code) for run in found]
         for entry in entries:
             if entry.page:
-                (folder / entry.file).write_text(_run_page(entry, name, clean), encoding="utf-8")
+                (folder / entry.file).write_text(_run_page(entry, name, clean, code), encoding="utf-8")
         (folder / "index.html").write_text(_index_page(entries, name, clean), encoding="utf-8")
     return out / "index.html"
 
@@ -82,18 +90,19 @@ def _entry(run: RunFolder, code: bool) -> Entry:
         return Entry(run, None, f"run.ipynb {problem}, so there is no page.")
 
 
-def _run_page(entry: Entry, name: str, clean: Scrub) -> str:
+def _run_page(entry: Entry, name: str, clean: Scrub, code: bool) -> str:
     run, page = entry.run, entry.page
     assert page is not None
     back = f'<nav><a href="index.html">All runs of {escape(name)}</a></nav>'
     facts = [
         ("notebook", escape(clean(run.notebook))),
         ("status", _status(run)),
-        ("time", escape(duration(run.manifest.get("seconds"), run.manifest.get("budget")))),
+        ("time (budget)", _time(run)),
+        *([("peak memory", f"{memory:.2g} GiB")] if is_number(memory := run.manifest.get("peak_memory")) else []),
         ("parameters", _parameters(run, clean)),
     ]
     reason = "" if run.done else f'<p class="reason">{escape(clean(entry.reason))}</p>'
-    header = f"<header>{back}<h1>{page.title_html}</h1>{facts_strip(facts)}{reason}</header>"
+    header = f"<header>{back}<h1>{page.title_html}</h1>{facts_strip(facts)}{reason}{SWITCH if code else ''}</header>"
     return document(page.title, f"{header}\n<main>{page.body}</main>\n{_foot([run], clean)}")
 
 
@@ -130,8 +139,9 @@ def _index_page(entries: list[Entry], name: str, clean: Scrub) -> str:
     lead = f'<p class="lead">{SUBJECT}.</p><p class="counts">{counts}.</p>'
     header = f"<header><h1>{QUESTION}</h1>{lead}</header>"
     headlines = "".join(_headline(list(group), clean) for _, group in _by_notebook(entries))
-    body = f"{header}\n<main>{headlines}{_run_table(entries, clean)}</main>\n"
-    return document(f"{name}: {QUESTION.lower()}", body + _foot([entry.run for entry in entries], clean))
+    body = f"{header}\n<main>{headlines}{_all_runs(entries, clean)}</main>\n"
+    script = files("saftnb.publish").joinpath("index.js").read_text(encoding="utf-8")
+    return document(f"{name}: {QUESTION.lower()}", body + _foot([entry.run for entry in entries], clean), script)
 
 
 def _by_notebook(entries: list[Entry]):
@@ -157,8 +167,8 @@ def _headline(group: list[Entry], clean: Scrub) -> str:
         summary = f"the same table for {_count(len(others), 'other run')} of this notebook"
         folded = f'<details class="others"><summary>{summary}</summary>{folded}</details>'
     which = f'<p class="variant">{_variant(first, clean)}</p>' if others else ""
-    verdict = first.run.scalars.get("verdict")
-    found = f'<p class="verdict"><b>In these runs:</b> {escape(clean(str(verdict)))}</p>' if verdict else ""
+    verdict = first.run.verdict
+    found = f'<p class="verdict"><b>In these runs:</b> {escape(clean(verdict))}</p>' if verdict else ""
     top = f"<h2>{first.link}</h2>{claim}{which}{found}"
     return f'<article class="headline">{top}{_exhibit(first, clean)}{folded}</article>'
 
@@ -183,37 +193,89 @@ def _variant(entry: Entry, clean: Scrub) -> str:
     return f'<a href="{quote(entry.file)}">{words}</a>' if entry.page else words
 
 
-def _run_table(entries: list[Entry], clean: Scrub) -> str:
-    """Every run; the runs of one notebook stand together under its title."""
-    bodies = []
-    for _, group in _by_notebook(entries):
-        rows = list(group)
-        title = f"{rows[0].title_html} <small>{escape(clean(rows[0].run.notebook))}, {len(rows)} runs</small>"
-        label = f'<tr class="group"><th scope="rowgroup" colspan="4">{title}</th></tr>'
-        shown = "".join(_run_row(entry, clean, alone=len(rows) == 1) for entry in rows)
-        sweep = f'<tbody class="sweep">{label}{shown}</tbody>'
-        bodies.append(sweep if len(rows) > 1 else f"<tbody>{shown}</tbody>")
-    heads = ("Notebook, changed parameters", "Headline numbers", "Time", "Status")
-    head = "".join(f'<th scope="col">{title}</th>' for title in heads)
-    table = f"<table><thead><tr>{head}</tr></thead>{''.join(bodies)}</table>"
-    heading = '<h2 id="runs">All runs</h2>'
-    return f'<section class="runs">{heading}{scroll_open("All runs")}{table}</div></section>'
+def _all_runs(entries: list[Entry], clean: Scrub) -> str:
+    """Every run: those of one notebook in a table of their own, with a column for each changed parameter and number;
+    notebooks that were run once together in the first."""
+    groups = [list(group) for _, group in _by_notebook(entries)]
+    once = [entry for group in groups if len(group) == 1 for entry in group]
+    first = [_table_of_notebooks(once, clean)] if once else []
+    swept = [_table_of_sweep(group, clean) for group in groups if len(group) > 1]
+    return f'<section class="runs"><h2 id="runs">All runs</h2>{SEARCH}{"".join(first + swept)}</section>'
 
 
-def _run_row(entry: Entry, clean: Scrub, *, alone: bool) -> str:
-    """One run: named by its notebook, or in a sweep by what sets it apart; a reason stands below."""
+def _table_of_notebooks(entries: list[Entry], clean: Scrub) -> str:
+    rows = []
+    for entry in entries:
+        run = entry.run
+        small = f"<small>{escape(clean(run.notebook))} {_pairs(run.overrides, value_text, clean)}</small>"
+        numbers = f"<td>{_pairs(run.scalars, _scalar, clean)}</td>"
+        rows.append(_rows(entry, f"{_named(f'{entry.link}{small}', clean(entry.title))}{numbers}", clean))
+    heads = ["Notebook, changed parameters", "Headline numbers", *STATE]
+    return _sortable("", "Notebooks that were run once", heads, rows)
+
+
+def _table_of_sweep(entries: list[Entry], clean: Scrub) -> str:
+    names = list(dict.fromkeys(name for entry in entries for name in entry.run.overrides))
+    differ = [name for name in names if len({repr(entry.run.overrides.get(name)) for entry in entries}) > 1]
+    found = list(dict.fromkeys(name for entry in entries for name in entry.run.scalars))
+    rows = []
+    for entry in entries:
+        run = entry.run
+        values = [run.overrides.get(name) for name in differ] or [run.name]
+        first = escape(clean(value_text(values[0])))
+        first = f'<a href="{quote(entry.file)}">{first}</a>' if entry.page else first
+        cells = [_named(first, values[0])] + [_cell(value, value_text, clean) for value in values[1:]]
+        cells += [_cell(run.scalars.get(name), _scalar, clean) for name in found]
+        rows.append(_rows(entry, "".join(cells), clean))
+    heads = [clean(str(name)).replace("_", " ") for name in (differ or ["run"]) + found]
+    alike = {name: entries[0].run.overrides.get(name) for name in names if name not in differ}
+    small = f"<small>{escape(clean(entries[0].run.notebook))} {_pairs(alike, value_text, clean)}</small>"
+    title = f"<h3>{entries[0].title_html} {small}</h3>"
+    return _sortable(title, clean(f"Runs of {entries[0].title}"), [*heads, *STATE], rows)
+
+
+def _sortable(title: str, label: str, heads: list[str], rows: list[str]) -> str:
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
+    table = f"<table><thead><tr>{head}</tr></thead>{''.join(rows)}</table>"
+    return f'<div class="batch">{title}{scroll_open(label)}{table}</div></div>'
+
+
+def _rows(entry: Entry, cells: str, clean: Scrub) -> str:
+    """One run with its time and status; a reason stands below. The script sorts by the cells' `data-value`."""
     run = entry.run
-    seconds = duration(run.manifest.get("seconds"), run.manifest.get("budget"))
-    changed = _pairs(run.overrides, value_text, clean)
-    small = f"<small>{escape(clean(run.notebook))} {changed}</small>"
-    name = f"{entry.link}{small}" if alone else _variant(entry, clean)
-    row = (
-        f'<tr id="{escape(run.name, quote=True)}"><th scope="row">{name}</th>'
-        f'<td>{_pairs(run.scalars, _scalar, clean)}</td><td class="time">{escape(seconds)}</td>'
-        f"<td>{_status(run)}</td></tr>"
-    )
-    why = f'<p class="reason">{escape(clean(entry.reason))}</p>' if entry.reason else ""
-    return f'{row}<tr class="why"><td colspan="4">{why}</td></tr>' if why else row
+    words = " ".join([run.name, *(f"{name}={value_text(value)}" for name, value in run.parameters.items())])
+    seconds = run.manifest.get("seconds")
+    state = f'<td class="time"{_value(seconds)}>{_time(run)}</td><td{_value(run.status)}>{_status(run)}</td>'
+    row = f'<tr id="{attribute(run.name)}">{cells}{state}</tr>'
+    if entry.reason:
+        width = cells.count("<td") + 3
+        row += f'<tr class="why"><td colspan="{width}"><p class="reason">{escape(clean(entry.reason))}</p></td></tr>'
+    status = "done" if run.done else "not done"
+    return f'<tbody data-words="{attribute(clean(words))}" data-status="{status}">{row}</tbody>'
+
+
+def _named(html: str, value: Any) -> str:
+    return f'<th scope="row"{_value(value)}>{html}</th>'
+
+
+def _cell(value: Any, show: Callable, clean: Scrub) -> str:
+    if value is None:
+        return "<td></td>"
+    right = ' class="num"' if is_number(value) else ""
+    return f"<td{right}{_value(value)}>{escape(clean(show(value)))}</td>"
+
+
+def _value(value: Any) -> str:
+    """What a cell is sorted by."""
+    return "" if value is None else f' data-value="{attribute(str(value))}"'
+
+
+def _time(run: RunFolder) -> str:
+    """The time that a run took beside its budget; over it, a word says so."""
+    seconds, budget = run.manifest.get("seconds"), run.manifest.get("budget")
+    text = duration(seconds, budget)
+    over = is_number(seconds) and is_number(budget) and seconds > budget
+    return escape(text) + (' <strong class="over">over</strong>' if over else "")
 
 
 def _scalar(value) -> str:

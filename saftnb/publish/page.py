@@ -1,5 +1,7 @@
 """One notebook as one HTML page that needs nothing but itself."""
 
+import base64
+import hashlib
 import os
 import re
 import warnings
@@ -22,8 +24,9 @@ from saftnb.publish.sanitise import text_of
 from saftnb.publish.scrub import root_above, scrub
 
 GENERATOR = '<meta name="generator" content="saftnb report">'
-# No script, no font, no request: only the page's own style and the pictures inside it.
+# No font, no request, and no script but our own by its hash: only the page's style and the pictures inside it.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+SWITCH = '<label class="switch"><input type="checkbox" id="show-code"> Show code</label>'
 HIDDEN_TAGS = frozenset(["no-report", "papermill-error-cell-tag"])
 WHAT_WE_SEE = re.compile(r"[\s*_#>]*what (?:do )?we see\b[\s*_:.?]*", re.IGNORECASE)
 HEADING = re.compile(r"<h([1-6])[^>]*>(.*?)</h\1>", re.DOTALL)
@@ -46,19 +49,20 @@ def publish_notebook(
     *,
     title: str | None = None,
     facts: Mapping[str, str] | None = None,
-    code: bool = False,
+    code: bool = True,
 ) -> Path:
     """Write a notebook as one self-contained page and return where it is.
 
-    `title` replaces the notebook's first heading, `facts` are shown below it, and `code=True` puts
-    the code of each cell behind a small "code" switch (otherwise it is not in the page at all).
+    `title` replaces the notebook's first heading, `facts` are shown below it. The code is hidden until the reader
+    ticks "Show code"; with `code=False` it is not in the page at all.
     Raises ValueError where `path` is not a readable notebook.
     """
     path, out_html = Path(path), Path(out_html)
     page = read_page(path, code=code)
     strip = facts_strip([(label, escape(str(value))) for label, value in (facts or {}).items()])
     heading = escape(title) if title else page.title_html
-    body = f"<header><h1>{heading}</h1>{strip}</header>\n<main>{page.body}</main>"
+    switch = SWITCH if code else ""
+    body = f"<header><h1>{heading}</h1>{strip}{switch}</header>\n<main>{page.body}</main>"
     html = document(title or page.title, body)
     out_html.parent.mkdir(parents=True, exist_ok=True)
     partial_file = out_html.with_name(f".{out_html.name}.{os.getpid()}.partial")
@@ -70,7 +74,7 @@ def publish_notebook(
     return out_html
 
 
-def read_page(path: Path, *, code: bool = False) -> Page:
+def read_page(path: Path, *, code: bool = True) -> Page:
     """Read a notebook; ValueError where it cannot be."""
     try:
         with warnings.catch_warnings():
@@ -81,17 +85,21 @@ def read_page(path: Path, *, code: bool = False) -> Page:
     return _Writer(notebook, partial(scrub, roots=[root_above(path)]), path.stem, code).page()
 
 
-def document(title: str, body: str) -> str:
-    """A whole HTML page around some content."""
+def document(title: str, body: str, script: str = "") -> str:
+    """A whole HTML page around some content; `script` is the only one that may run in it."""
     style = files("saftnb.publish").joinpath("style.css").read_text(encoding="utf-8")
+    policy, own = POLICY, ""
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy, own = f"{POLICY}; script-src 'sha256-{digest}'", f"<script>{script}</script>\n"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n{GENERATOR}\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n{GENERATOR}\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
         f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n'
         f"<style>\n{style}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
+        f"<body>\n{body}\n{own}</body>\n</html>\n"
     )
 
 
@@ -151,8 +159,8 @@ class _Writer:
         html = "".join(shown)
         if self.code and joined(cell.source).strip():
             source = highlight(self.clean(joined(cell.source)), PythonLexer(), HtmlFormatter(nowrap=True))
-            summary = "<summary>code</summary>"
-            html = f'<details class="code">{summary}<pre tabindex="0">{source}</pre></details>{html}'
+            source = f'<pre class="code" tabindex="0" role="group" aria-label="Code">{source}</pre>'
+            return f'<section class="output{"" if html else " only-code"}">{source}{html}</section>'
         return f'<section class="output">{html}</section>' if html else ""
 
     def _alt(self, index: int, cell: Any, nth: int) -> str:

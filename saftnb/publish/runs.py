@@ -68,15 +68,23 @@ class RunFolder:
 
     @property
     def scalars(self) -> dict[str, Any]:
-        """The recorded single values, of a run that is done: part of a run is no result."""
+        """The recorded single values, of a run that is done: part of a run is no result. The verdict is no number."""
         if not self.done:
             return {}
-        return {k: v for k, v in self.results.items() if isinstance(v, (int, float, str, bool))}
+        single = {k: v for k, v in self.results.items() if isinstance(v, (int, float, str, bool))}
+        return {k: v for k, v in single.items() if k != "verdict"}
+
+    @property
+    def verdict(self) -> str:
+        """What came out, in the notebook's own words; "" where it says nothing or is not done."""
+        said = self.results.get("verdict") if self.done else None
+        return said if isinstance(said, str) else ""
 
 
 def read_runs(folder: Path) -> list[RunFolder]:
-    """The runs in a grid's folder, by notebook and then by overridden parameters.
+    """The runs in a grid's folder, in the order of the grid's file, else by notebook and overridden parameters.
 
+    The runs of one notebook stand together, where the first of them is.
     Raises ValueError, in one line, where there is no such folder or no run in it.
     """
     if not folder.is_dir():
@@ -86,7 +94,14 @@ def read_runs(folder: Path) -> list[RunFolder]:
     found = [_read_run(path) for path in paths]
     if not found:
         raise ValueError(f"{folder} holds no runs{_hint(folder)}")
-    return sorted(found, key=lambda run: (run.notebook, list(map(_order, run.overrides.values())), run.name))
+    found.sort(key=lambda run: (run.notebook, list(map(_order, run.overrides.values())), run.name))
+    if not current:
+        return found
+    places = {run_id: place for place, run_id in enumerate(current)}
+    first: dict[str, int] = {}
+    for run in found:
+        first[run.notebook] = min(places[run.name], first.get(run.notebook, len(places)))
+    return sorted(found, key=lambda run: (first[run.notebook], places[run.name]))
 
 
 def _is_run(path: Path) -> bool:

@@ -1,5 +1,7 @@
-"""What a report must not carry: paths of this machine, terminal colours, progress bars."""
+"""What a report must not carry: paths, names and secrets of this machine, terminal colours, progress bars."""
 
+import getpass
+import os
 import re
 import socket
 from collections.abc import Iterable
@@ -15,6 +17,12 @@ ANY_HOME = re.compile(
     r"|(?<![\w.~/-])/root(?![\w-])"
 )
 KERNEL_FILE = re.compile(r"/(?:tmp|var)/[\w/.-]*ipykernel_\d+/\d+\.py")
+# Other places where clusters keep things: only the last part of such a path is anybody's business.
+ELSEWHERE = re.compile(
+    r"(?<![\w.~:/-])/(?:data|datasets|efs|fsx|gpfs|lustre|media|mnt|net|nfs|opt|private|projects?|scratch|shared?|srv|"
+    r"storage|tmp|usr|var|workspace)(?:/[^/\s'\"<>:,;)\]]+)*/(?=[^/\s'\"<>])"
+)
+SECRET = re.compile(r"token|key|secret|passw|credential", re.IGNORECASE)  # in the name of an environment variable
 LONGEST = 240  # lines of one output
 PROGRESS = re.compile(r"\d+%\|.*\||\d+(?:\.\d+)?(?:it|s)/(?:it|s)\]")
 
@@ -27,24 +35,40 @@ def root_above(start: Path) -> Path:
     return Path.cwd()
 
 
-def _host() -> str:
-    """The name of this machine, where it is no ordinary word that a text may hold."""
-    host = socket.gethostname()
-    return host if host != "localhost" and (len(host) > 7 or re.search(r"[\d.-]", host)) else ""
+def _no_word(name: str) -> str:
+    """A name of a machine or person, where it is no ordinary word that a text may hold; else ""."""
+    return name if name != "localhost" and (len(name) > 7 or re.search(r"[\d.-]", name)) else ""
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # no name for this user's number
+        return ""
+
+
+def _secrets() -> list[str]:
+    """The values of this process's environment that are nobody's business."""
+    return [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8]
 
 
 def scrub(text: str, roots: Iterable[Path] = ()) -> str:
-    """Text with the project root removed from paths, any home as `~`, and the host's name gone.
+    """Text with the project root removed from paths, any home as `~`, other absolute paths cut to their last part, and
+    without the names of host and user and the secrets of the environment (variables called token, key, password).
 
     `roots` are further project roots (of the folder that is being published).
     """
+    for secret in _secrets():
+        text = text.replace(secret, "***")
     text = _without(text, store_root(), "store")
     for root in sorted({project_root(), *roots}, key=lambda root: len(str(root)), reverse=True):
         text = _without(text, root, "")
     text = _without(KERNEL_FILE.sub("notebook cell", text), Path.home(), "~")
-    text = ANY_HOME.sub("~", text)
-    host = _host()
-    return re.sub(rf"\b{re.escape(host)}\b", "host", text) if host else text
+    text = ELSEWHERE.sub("…/", ANY_HOME.sub("~", text))
+    for name, instead in ((socket.gethostname(), "host"), (_user(), "user")):
+        if _no_word(name):
+            text = re.sub(rf"\b{re.escape(name)}\b", instead, text)
+    return text
 
 
 def _without(text: str, folder: Path, name: str) -> str:

@@ -44,7 +44,7 @@ def duration(seconds: Any, budget: Any = None) -> str:
         return MISSING
     size, unit = (1, "s") if seconds < 100 else (60, "min") if seconds < 6000 else (3600, "h")
     amount = f"{seconds / size:.1f}" if unit == "h" or seconds / size < 10 else f"{seconds / size:.0f}"
-    return f"{amount} {unit} of {duration(budget)}" if is_number(budget) else f"{amount} {unit}"
+    return f"{amount} {unit} ({duration(budget)})" if is_number(budget) else f"{amount} {unit}"
 
 
 def table_html(table: Mapping[str, Any], caption: str, scrub: Callable[[str], str]) -> str:

@@ -69,7 +69,7 @@ def shown(page) -> Callable[..., str]:
     """Publish one code cell with one output and return the page's <main>."""
 
     def publish(kind: str, **fields) -> str:
-        return page(new_code_cell("x", outputs=[new_output(kind, **fields)])).partition("<main>")[2]
+        return page(new_code_cell("x", outputs=[new_output(kind, **fields)]), code=False).partition("<main>")[2]
 
     return publish
 

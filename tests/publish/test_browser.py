@@ -6,6 +6,7 @@ lays out can be read although the pages themselves may not run a single script.
 
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -101,15 +102,35 @@ class Browser:
             self.events.append(message)
         return message
 
-    def open(self, page: Path, *, width: int = 1200, scheme: str = "light") -> None:
+    def open(self, page: Path, *, width: int = 1200, scheme: str = "light", media: str = "") -> None:
         """Load a page and wait until everything in it is there."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.send("Emulation.setDeviceMetricsOverride", **size)
-        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        wanted = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.send("Emulation.setEmulatedMedia", media=media, features=wanted)
         self.events.clear()
         self.send("Page.navigate", url=page.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.receive()
+
+    def press(self, key: str, text: str = "") -> None:
+        """One key, as a keyboard sends it."""
+        for kind in ("keyDown", "keyUp"):
+            code = {"Tab": 9, "Enter": 13, " ": 32}.get(key, 0)
+            down = {"text": text} if text and kind == "keyDown" else {}
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **down)
+
+    def type(self, text: str) -> None:
+        """Text into what has the focus."""
+        self.send("Input.insertText", text=text)
+
+    def click(self, expression: str) -> None:
+        """The middle of an element, with the mouse."""
+        self.ask(f"({expression}).scrollIntoView({{block: 'center'}})")
+        box = f"(({expression}).getBoundingClientRect())"
+        x, y = self.ask(f"(b => [b.x + b.width / 2, b.y + b.height / 2]){box}")
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def ask(self, expression: str):
         answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
@@ -173,6 +194,112 @@ def test_a_report_opens_without_network_and_shows_everything(browser, report, na
     assert browser.ask(OVERFLOW) <= 0, "the page itself does not scroll sideways"
     ratio, where = browser.ask(CONTRAST)
     assert ratio >= 4.5, where
+
+
+SEEN = "getComputedStyle(document.querySelector('{}')).display !== 'none'"
+
+
+def test_the_code_is_shown_by_one_switch_with_the_keyboard_and_is_printed_as_it_is_shown(browser, report):
+    browser.open(report / "01_saft-a.html")
+    code, only = SEEN.format("pre.code"), SEEN.format(".only-code")
+    assert (browser.ask(code), browser.ask(only)) == (False, False)
+    for _ in range(10):
+        browser.press("Tab")
+        if browser.ask("document.activeElement.id") == "show-code":
+            break
+    browser.press(" ", " ")
+    assert browser.ask("document.querySelector('#show-code').checked")
+    assert (browser.ask(code), browser.ask(only)) == (True, True)
+    ratio, where = browser.ask(CONTRAST)
+    assert ratio >= 4.5, where
+    browser.send("Emulation.setEmulatedMedia", media="print")
+    assert (browser.ask(code), browser.ask(SEEN.format(".switch"))) == (True, False)
+    browser.click("document.querySelector('h1')")
+    browser.open(report / "01_saft-a.html", media="print")
+    assert (browser.ask(code), browser.ask(SEEN.format(".switch"))) == (False, False)
+    assert browser.complaints() == []
+
+
+@pytest.fixture
+def large(add_run, runs, tmp_path) -> Path:
+    """The index of a grid of 153 runs of four notebooks; two did not end well."""
+    for task in range(50):
+        for seed in range(3):
+            status = {} if (task, seed) != (7, 1) else {"status": "failed", "reason": "ValueError: no such task"}
+            add_run(
+                f"02_finetune-{task:02}{seed}", seconds=100.0 - task, overrides={"task": f"t{task}", "seed": seed},
+                results={"accuracy": (task * 7 % 50) / 50, **({} if task % 5 else {"extra": task})}, **status,
+            )  # fmt: skip
+    for name in ("01_one-a", "03_two-a"):
+        add_run(name, results={"gain": 0.5})
+    add_run("04_bad-a", status="killed", reason="out of memory")
+    return publish_runs(runs, tmp_path / "report")
+
+
+SHOWN = "[...document.querySelectorAll('.runs tbody')].filter(r => r.offsetParent)"
+ROWS = SHOWN + ".map(r => r.rows[0].cells[{}].textContent)"
+COUNT = "document.querySelector('output').textContent"
+HEAD = "[...document.querySelectorAll('.batch:last-child thead th')][{}]"
+
+
+def test_runs_are_sorted_by_any_column(browser, large):
+    browser.open(large, width=1400)
+    column = "[...document.querySelectorAll('.batch:last-child tbody')].map(r => r.rows[0].cells[{}].textContent)"
+    assert browser.ask(f"{HEAD.format(2)}.textContent") == "accuracy"
+    browser.click(f"{HEAD.format(2)}.querySelector('button')")
+    shown = browser.ask(column.format(2))
+    assert shown[-1] == "", "what is missing comes last"
+    assert list(map(float, shown[:-1])) == sorted(map(float, shown[:-1]))
+    assert browser.ask(f"{HEAD.format(2)}.ariaSort") == "ascending"
+    assert browser.ask(column.format(0))[:6] == ["t0", "t0", "t0", "t43", "t43", "t43"], "in their order where equal"
+    browser.press("Enter", "\r")
+    shown = browser.ask(column.format(2))
+    assert shown[-1] == ""
+    assert list(map(float, shown[:-1])) == sorted(map(float, shown[:-1]), reverse=True)
+    assert browser.ask(f"{HEAD.format(2)}.ariaSort") == "descending"
+    browser.click(f"{HEAD.format(1)}.querySelector('button')")
+    assert browser.ask(column.format(1)) == ["0"] * 50 + ["1"] * 50 + ["2"] * 50
+    assert browser.ask("document.querySelectorAll('[aria-sort]').length") == 1
+    seconds = browser.ask("[...document.querySelectorAll('.batch:last-child td.time')].map(c => +c.dataset.value)")
+    browser.click(f"{HEAD.format(4)}.querySelector('button')")
+    assert browser.ask(
+        "[...document.querySelectorAll('.batch:last-child td.time')].map(c => +c.dataset.value)"
+    ) == sorted(seconds)
+    assert browser.ask("document.querySelector('[id=\"02_finetune-071\"] + .why').textContent").startswith("ValueError")
+    assert browser.complaints() == []
+
+
+def test_runs_are_found_by_words_and_status(browser, large):
+    browser.open(large, width=1400)
+    assert browser.ask(COUNT) == "153 of 153 runs"
+    browser.click("document.querySelector('[type=search]')")
+    browser.type("FINETUNE t7 ")
+    assert browser.ask(COUNT) == "3 of 153 runs"
+    assert browser.ask(ROWS.format(0)) == ["t7"] * 3
+    assert browser.ask("[...document.querySelectorAll('.batch')].map(b => b.hidden)") == [True, False]
+    browser.type("no such task")
+    assert browser.ask(ROWS.format(1)) == ["1"]
+    browser.ask("document.querySelector('[type=search]').select()")
+    browser.type("suite=pocket")
+    assert browser.ask(COUNT) == "153 of 153 runs"
+    browser.press("Tab")
+    assert browser.ask("document.activeElement.tagName") == "SELECT"
+    browser.press("n", "n")  # the first that begins so: not done
+    assert browser.ask(COUNT) == "2 of 153 runs"
+    assert len(browser.ask(ROWS.format(0))) == 2
+    assert browser.complaints() == []
+
+
+def test_without_its_script_an_index_is_complete(browser, large):
+    browser.send("Emulation.setScriptExecutionDisabled", value=True)
+    browser.open(large)
+    text = large.read_text().partition("<main>")[2].partition("<script>")[0]
+    assert text.count("<tbody") == 153
+    assert not re.search(r"<(?:tbody|tr|table)[^>]* hidden", text)
+    browser.send("Emulation.setScriptExecutionDisabled", value=False)
+    assert browser.ask(f"{SHOWN}.length") == 153
+    assert not browser.ask(SEEN.format("[role=search]"))
+    assert large.stat().st_size < 3e6
 
 
 def test_aligned_equations_meet_at_their_sign(browser, notebook, tmp_path):

@@ -28,18 +28,16 @@ def test_a_page_is_self_contained_and_runs_nothing(page, cells, png):
     assert "script-src" not in policy[1]
 
 
-def test_the_code_is_not_in_the_page(page, cells):
+def test_the_code_waits_behind_one_switch_and_can_be_left_out(page, cells):
     html = page(*cells)
-    assert "secret_call" not in html
-    assert "secret_parameter" not in html
-
-
-def test_the_code_can_be_had_behind_a_closed_switch(page, cells):
-    html = page(*cells, code=True)
-    outside = re.sub(r"<details class=\"code\">.*?</details>", "", html, flags=re.DOTALL)
+    outside = re.sub(r"<pre class=\"code\".*?</pre>", "", html, flags=re.DOTALL)
     assert "secret_call" in html
     assert "secret_call" not in outside
-    assert "<details open" not in html
+    assert html.count('type="checkbox"') == 1
+    without = page(*cells, code=False)
+    assert "secret_call" not in without
+    assert "secret_parameter" not in without
+    assert 'type="checkbox"' not in without
 
 
 def test_the_first_heading_is_the_title_and_stands_once(page, cells):
@@ -196,7 +194,6 @@ def test_no_path_of_this_machine_is_left(page):
                 new_output("error", ename="E", evalue=places[0], traceback=[text]),
             ],
         ),
-        code=True,
     )
     for place in (str(ROOT), str(Path.home()), "alice"):
         assert place not in html
@@ -209,6 +206,18 @@ def test_the_store_and_the_host_are_not_named(shown, monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "gpu-17")
     html = shown("stream", name="stdout", text="/scratch/alice/checkpoints/ab12 on gpu-17, not on gpu-170")
     assert ">store/ab12 on host, not on gpu-170</pre>" in html
+
+
+def test_secrets_and_paths_of_other_places_are_not_told(shown, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789")
+    monkeypatch.setenv("HARMLESS", "hf_0123456789x")
+    monkeypatch.setattr("getpass.getuser", lambda: "alice.b")
+    text = (
+        "hf_0123456789 of alice.b: /scratch/lab 7/x/data.bin '/opt/conda/lib/python3/site-packages/a.py', line 3 "
+        "/mnt/disks/d1 https://a.org/opt/b/c opt/b/c 3/usr/4"
+    )
+    html = shown("stream", name="stdout", text=text)
+    assert ">*** of user: …/lab 7/x/data.bin '…/a.py', line 3 …/d1 https://a.org/opt/b/c opt/b/c 3/usr/4</pre>" in html
 
 
 def test_paths_that_only_look_alike_are_left(shown):
