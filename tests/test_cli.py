@@ -100,7 +100,7 @@ def test_the_exit_code_is_0_only_if_every_run_is_done(grid, monkeypatch, statuse
 
 def test_report_and_fetch_hand_over(grid: Path, monkeypatch, capsys) -> None:
     calls = []
-    publish = types.SimpleNamespace(publish_runs=lambda runs, out: calls.append((runs, out)) or out)
+    publish = types.SimpleNamespace(publish_runs=lambda runs, out, *, code: calls.append((runs, out, code)) or out)
 
     def fetch(suite: str) -> None:
         calls.append(suite)
@@ -111,7 +111,7 @@ def test_report_and_fetch_hand_over(grid: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "saftnb.prepare", types.SimpleNamespace(fetch=fetch))
     assert cli.main(["report", "notebooks", "-o", "out"]) == 0
     assert cli.main(["fetch", "pocket"]) == 0
-    assert calls == [(Path("notebooks"), Path("out")), "pocket"]
+    assert calls == [(Path("notebooks"), Path("out"), True), "pocket"]
     assert cli.main(["report", "none", "-o", "out"]) == 2
     assert cli.main(["fetch", "none"]) == 2
     assert capsys.readouterr().err == (

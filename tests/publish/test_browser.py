@@ -355,3 +355,24 @@ def test_the_policy_alone_would_stop_a_script(browser, notebook, tmp_path, cells
     assert browser.requests() == ["http://x.example/spy.png"], "the other tests would see a request"
     assert "csp" in [event["params"].get("blockedReason") for event in browser.events], "refused, not failed"
     assert len(browser.complaints()) >= 2, "the other tests would see a complaint"
+
+
+def test_a_hostile_run_runs_nothing_in_the_index_where_our_script_runs(browser, add_run, runs, headline, tmp_path):
+    attack = "<img src=x onerror='window.pwned = 1'><script>window.pwned = 1</script>"
+    for value in (attack, "'\"><script>window.pwned = 1</script>"):
+        add_run(
+            f"01_{len(value)}-a", overrides={value: value, "seed": 1}, parameters={value: value}, notebook=f"01 {value}",
+            results={"headline": headline | {"data": [[attack, 1]]}, "verdict": attack, value: value},
+            own_cells=[new_markdown_cell(f"# {attack}"), new_markdown_cell(attack)], status="done", reason=attack,
+        )  # fmt: skip
+    index = publish_runs(runs, tmp_path / "report")
+    browser.open(index)
+    assert browser.ask(COUNT) == "2 of 2 runs"
+    assert browser.ask("typeof window.pwned") == "undefined"
+    assert browser.ask("document.scripts.length") == 1
+    assert browser.complaints() == []
+    assert browser.requests() == []
+    index.write_text(index.read_text().replace("</main>", "</main><script>window.pwned = 1</script>"))
+    browser.open(index)
+    assert browser.ask("typeof window.pwned") == "undefined", "the policy names one script"
+    assert browser.ask(COUNT) == "2 of 2 runs"
