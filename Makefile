@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GRID ?= notebooks/grids/pocket.yaml
 RUNS ?= runs
+BOOKS ?= notebooks
+LAB ?=
 THIMBLE := $(RUNS)/thimble
 STANDINS := $(RUNS)/standins-data
 
@@ -29,8 +31,10 @@ test: $(READY) lint
 	SAFTNB_DATA=$(abspath $(STANDINS)) SAFTNB_STORE=$(abspath $(STANDINS))/store \
 		$(BIN)/saftnb grid tests/standins.yaml --runs $(RUNS)
 
+# The venv's kernel stands before any that the user has installed. LAB takes options: make lab LAB="--no-browser".
+lab: export JUPYTER_PATH := $(abspath $(VENV))/share/jupyter:$(JUPYTER_PATH)
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab $(BOOKS) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 grid: $(READY)
 	$(BIN)/saftnb grid $(GRID) --runs $(RUNS)

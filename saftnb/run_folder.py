@@ -11,6 +11,7 @@ from typing import Any
 from saftnb.paths import store_root
 
 CHECKPOINTS = ".checkpoints.json"
+BAR = ".bar.json"  # in a run's folder: the progress bar that moves
 CURRENT = ".current.json"  # in a grid's folder: the ids of the runs that the grid file names now
 
 

@@ -5,9 +5,9 @@ from typing import Literal
 
 import pandas as pd
 from torch import Tensor
-from tqdm import tqdm
 
 from saftnb.evaluate import ModelFamily
+from saftnb.progress import progress_bar
 from saftnb.suites import Suite
 from saftnb.task_vector import TaskVector
 
@@ -51,7 +51,7 @@ def disentanglement_map(
     share = 1.0 if convention == "sum" else 0.5
     rows = []
     cells = [(a, b) for a in alphas for b in alphas]
-    for a, b in tqdm(cells, desc=f"disentanglement {one}, {two}", disable=not progress, mininterval=1):
+    for a, b in progress_bar(cells, desc=f"disentanglement {one}, {two}", disable=not progress, mininterval=1):
         # On an axis one of the two models is the single one itself.
         first = 0.0 if b == 0 else (predict(one, (a, b)) != alone[0][a]).double().mean().item()
         second = 0.0 if a == 0 else (predict(two, (a, b)) != alone[1][b]).double().mean().item()

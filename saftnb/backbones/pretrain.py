@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from saftnb.backbones.clip import Vocabulary, build_clip
 from saftnb.backbones.corpus import Captioned
 from saftnb.backbones.device import resolve_device
+from saftnb.progress import progress_bar
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
 
@@ -178,7 +178,7 @@ def pretrain(
     sources = [(s, torch.tensor([row[c] for c in s.captions]), share) for s, share in corpus]
     run = _Run(plan, vocabulary, folder, where)
     steps = range(run.start, plan.steps)
-    for step in tqdm(steps, desc="pre-training", initial=run.start, total=plan.steps, mininterval=5):
+    for step in progress_bar(steps, desc="pre-training", initial=run.start, total=plan.steps, mininterval=5):
         pictures, ids = _batch(sources, plan, step)
         run.step(pictures.to(where), tokens, ids.to(where))
         if (step + 1) % save_every == 0 or step + 1 == plan.steps:

@@ -18,10 +18,11 @@ class Row:
 
     @property
     def cell(self) -> str:
-        if not self.progress:
+        if "cell" not in self.progress:
             return "starting"
-        heading = self.progress.get("heading")
-        return f"{self.progress['cell']} of {self.progress['of']}{f': {heading}' if heading else ''}"
+        heading, bar = self.progress.get("heading"), self.progress.get("bar")
+        where = f"{self.progress['cell']} of {self.progress['of']}{f': {heading}' if heading else ''}"
+        return f"{where} ({bar['desc']} {bar['n']}/{bar['total']})" if bar else where
 
     @property
     def left(self) -> str:

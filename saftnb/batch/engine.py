@@ -15,7 +15,7 @@ from saftnb.batch.manifest import LOG, PROGRESS, library_sha256, read_manifest
 from saftnb.batch.notebooks import NotebookError, read_notebook
 from saftnb.batch.plan import LATER, Plan, estimate, plan
 from saftnb.batch.run import Elsewhere, Stopped
-from saftnb.run_folder import CURRENT, read_json, write_json
+from saftnb.run_folder import BAR, CURRENT, read_json, write_json
 
 PAUSE = 0.5  # seconds between two looks at what runs
 OVER = ("done", "left out")
@@ -121,7 +121,7 @@ class _State:
         now, rows = time.monotonic(), []
         for run in self.running.values():
             if run.id in self.began:
-                at = read_json(run.folder / PROGRESS, {})
+                at = read_json(run.folder / PROGRESS, {}) | {"bar": read_json(run.folder / BAR)}
                 rows.append(Row(run.id, at, now - self.began[run.id], self.plan.seconds[run.id]))
         ahead = [self.plan.seconds[run.id] for run in self.waiting if run.id in self.plan.todo]
         ahead += [self.plan.seconds[run.id] for run in self.running.values() if run.id not in self.began]

@@ -45,7 +45,7 @@ from saftnb.batch.manifest import (
 )
 from saftnb.batch.record import RESULTS
 from saftnb.paths import store_root
-from saftnb.run_folder import CHECKPOINTS, read_json, write_json
+from saftnb.run_folder import BAR, CHECKPOINTS, read_json, write_json
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -281,7 +281,7 @@ def _finish(run: Run, manifest: dict[str, Any], outcome: dict[str, Any]) -> dict
     if outcome["status"] == "done" and not (folder / RESULTS).exists():
         write_json(folder / RESULTS, {})
     checkpoints = read_json(folder / CHECKPOINTS, [])
-    for name in (OUTCOME, PROGRESS, CHECKPOINTS):
+    for name in (OUTCOME, PROGRESS, BAR, CHECKPOINTS):
         (folder / name).unlink(missing_ok=True)
     reason = outcome.get("reason")
     manifest |= {

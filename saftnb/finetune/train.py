@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from saftnb.backbones import (
     ImageClassifier,
@@ -26,6 +25,7 @@ from saftnb.backbones import (
 from saftnb.evaluate import hits
 from saftnb.finetune.recipe import Recipe
 from saftnb.finetune.sharpness_aware import SharpnessAware
+from saftnb.progress import progress_bar
 from saftnb.suites import PairSplit, PairTask, Split, Task
 from saftnb.task_vector import TaskVector
 
@@ -249,7 +249,7 @@ class Training:
     def run(self, save: Callable[[dict], None], *, label: str, progress: bool) -> None:
         """Train to the end, or to the accuracy at which the recipe stops, saving the state now and then."""
         steps, saved, cost = self.recipe.steps, time.perf_counter(), 0.0
-        bar = tqdm(total=steps, initial=self.next_step, desc=label, disable=not progress, mininterval=1)
+        bar = progress_bar(total=steps, initial=self.next_step, desc=label, disable=not progress, mininterval=1)
         with threads(CPU_THREADS), bar:
             while self.next_step < steps and not self.reached:
                 start = time.perf_counter()

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 from torch import Tensor
-from tqdm import tqdm
 
 from saftnb.merging.merge import Representation, represent
 from saftnb.merging.registry import methods
+from saftnb.progress import progress_bar
 from saftnb.task_vector import TaskVector
 
 
@@ -54,7 +54,7 @@ def search(
     """
     _check_grid(method, grid)
     rows, best, best_mean = [], None, float("-inf")
-    with tqdm(total=_size(grid), desc=f"search {method}", disable=not progress) as bar:
+    with progress_bar(total=_size(grid), desc=f"search {method}", disable=not progress) as bar:
         for point, (vector,), scales in _directions([_represented(vectors)], method, grid, statistics):
             for here, scale, scores in zip(_points(point, grid), scales, _scores(score, vector, scales), strict=True):
                 rows.append({**here, **scores, "mean": sum(scores.values()) / len(scores)})
@@ -94,7 +94,7 @@ def coordinate_search(
     there, known = _represented(vectors), methods()[method].hyperparameters
     chosen = {name: (start or {}).get(name, known[name].default) for name in grid}
     rows, best, best_mean = [], None, float("-inf")
-    with tqdm(total=sum(map(len, grid.values())), desc=f"search {method}", disable=not progress) as bar:
+    with progress_bar(total=sum(map(len, grid.values())), desc=f"search {method}", disable=not progress) as bar:
         for name, values in grid.items():
             new = [v for v in values if not any(chosen | {name: v} == {n: row[n] for n in grid} for row in rows)]
             line = {other: [value] for other, value in chosen.items()} | {name: new}
@@ -219,7 +219,7 @@ def search_subsets(
     subsets = list(itertools.combinations(vectors, size))
     groups = [represent([vectors[task] for task in subset], space) for subset in subsets]
     rows, best, best_mean = [], {}, float("-inf")
-    with tqdm(total=_size(grid), desc=f"search {method}, {size} tasks", disable=not progress) as bar:
+    with progress_bar(total=_size(grid), desc=f"search {method}, {size} tasks", disable=not progress) as bar:
         for point, merged, scales in _directions(groups, method, grid):
             for here, scale in zip(_points(point, grid), scales, strict=True):
                 scores = [score(scale * vector, subset) for vector, subset in zip(merged, subsets, strict=True)]

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as pictures
-from tqdm import tqdm
 
+from saftnb.progress import progress_bar
 from saftnb.suites.task import Split
 
 BICUBIC = InterpolationMode.BICUBIC
@@ -140,7 +140,9 @@ class StoredSplit:
                 left.unlink(missing_ok=True)
         try:
             with part.open("wb") as out:
-                for picture in tqdm(self._whole(self.rows), total=len(self), desc=f"decode {self.name}", mininterval=1):
+                for picture in progress_bar(
+                    self._whole(self.rows), total=len(self), desc=f"decode {self.name}", mininterval=1
+                ):
                     out.write(picture)
                 out.flush()
                 os.fsync(out.fileno())

@@ -36,6 +36,9 @@ def test_a_row_says_where_it_is_and_what_is_left() -> None:
         "1 min 10 s",
     )
     assert (Row("a", {}, 30.0, None).cell, Row("a", {}, 30.0, None).left) == ("starting", "?")
+    bar = {"bar": {"desc": "train mnist", "n": 120, "total": 200}}
+    assert Row("a", AT | bar, 3.0, None).cell == f"7 of 19: {AT['heading']} (train mnist 120/200)"
+    assert Row("a", bar, 3.0, None).cell == "starting"
     assert Row("a", AT, 30.0, 10.0).left == "20 s over"
 
 

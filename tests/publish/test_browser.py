@@ -1,16 +1,6 @@
-"""The pages in a real Chromium without a network: nothing is asked for, nothing complains, all is seen.
+"""The pages in a real Chromium without a network: nothing is asked for, nothing complains, all is seen."""
 
-The browser is driven through its debugging pipe, so that what it logs, what it requests and what it
-lays out can be read although the pages themselves may not run a single script.
-"""
-
-import json
-import os
 import re
-import select
-import shutil
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,15 +8,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
 from saftnb.publish import publish_notebook, publish_runs
+from tests.chromium import CHROMIUM, Browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic",
-    "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-extensions", "--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-pipe",
-]  # fmt: skip
 FIGURES = """[...document.images].map(i => {
     return {alt: i.alt, natural: i.naturalWidth, shown: i.getBoundingClientRect().width};
 })"""
@@ -55,103 +40,6 @@ CONTRAST = """(() => {
         }
     return found.sort((x, y) => x[0] - y[0])[0];
 })()"""
-
-
-class Browser:
-    """A Chromium and one tab in it."""
-
-    def __init__(self, profile: Path) -> None:
-        (read_in, self.write), (self.read, write_out) = os.pipe(), os.pipe()
-        # The browser reads commands from file 3 and answers on file 4.
-        wrapper = 'input=$1 output=$2; shift 2; eval "exec \\"\\$@\\" 3<&$input 4>&$output"'
-        flags = [*FLAGS, f"--user-data-dir={profile}"]
-        self.process = subprocess.Popen(
-            ["bash", "-c", wrapper, "bash", str(read_in), str(write_out), CHROMIUM, *flags, "about:blank"],
-            pass_fds=(read_in, write_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        os.close(read_in)
-        os.close(write_out)
-        self.buffer, self.count, self.events, self.session = b"", 0, [], None
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.send(f"{domain}.enable")
-
-    def send(self, method: str, **params) -> dict:
-        self.count += 1
-        message = {"id": self.count, "method": method, "params": params}
-        message |= {"sessionId": self.session} if self.session else {}
-        os.write(self.write, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self.receive()
-            if answer.get("id") == self.count:
-                assert "error" not in answer, answer
-                return answer["result"]
-
-    def receive(self, seconds: float = 30) -> dict:
-        until = time.monotonic() + seconds
-        while b"\0" not in self.buffer:
-            ready, _, _ = select.select([self.read], [], [], max(0, until - time.monotonic()))
-            chunk = os.read(self.read, 1 << 16) if ready else b""
-            if not chunk:
-                raise TimeoutError("chromium does not answer")
-            self.buffer += chunk
-        line, _, self.buffer = self.buffer.partition(b"\0")
-        message = json.loads(line)
-        if "method" in message:
-            self.events.append(message)
-        return message
-
-    def open(self, page: Path, *, width: int = 1200, scheme: str = "light", media: str = "") -> None:
-        """Load a page and wait until everything in it is there."""
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        self.send("Emulation.setDeviceMetricsOverride", **size)
-        wanted = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.send("Emulation.setEmulatedMedia", media=media, features=wanted)
-        self.events.clear()
-        self.send("Page.navigate", url=page.resolve().as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self.receive()
-
-    def press(self, key: str, text: str = "") -> None:
-        """One key, as a keyboard sends it."""
-        for kind in ("keyDown", "keyUp"):
-            code = {"Tab": 9, "Enter": 13, " ": 32}.get(key, 0)
-            down = {"text": text} if text and kind == "keyDown" else {}
-            self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **down)
-
-    def type(self, text: str) -> None:
-        """Text into what has the focus."""
-        self.send("Input.insertText", text=text)
-
-    def click(self, expression: str) -> None:
-        """The middle of an element, with the mouse."""
-        self.ask(f"({expression}).scrollIntoView({{block: 'center'}})")
-        box = f"(({expression}).getBoundingClientRect())"
-        x, y = self.ask(f"(b => [b.x + b.width / 2, b.y + b.height / 2]){box}")
-        for kind in ("mousePressed", "mouseReleased"):
-            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
-
-    def ask(self, expression: str):
-        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
-        return answer["result"].get("value")
-
-    def complaints(self) -> list[str]:
-        """Errors and warnings of the console, refused loads among them."""
-        kinds = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
-        return [json.dumps(event["params"]) for event in self.events if event["method"] in kinds]
-
-    def requests(self) -> list[str]:
-        """What was asked for from anywhere but the file itself."""
-        asked = [event for event in self.events if event["method"] == "Network.requestWillBeSent"]
-        urls = [event["params"]["request"]["url"] for event in asked]
-        return [url for url in urls if not url.startswith(("file:", "data:"))]
-
-    def close(self) -> None:
-        os.close(self.write)
-        os.close(self.read)
-        self.process.terminate()
-        self.process.wait(timeout=20)
 
 
 @pytest.fixture(scope="module")
@@ -359,10 +247,11 @@ def test_the_policy_alone_would_stop_a_script(browser, notebook, tmp_path, cells
 
 def test_a_hostile_run_runs_nothing_in_the_index_where_our_script_runs(browser, add_run, runs, headline, tmp_path):
     attack = "<img src=x onerror='window.pwned = 1'><script>window.pwned = 1</script>"
+    table = headline | {"data": [[attack, 1]]}
     for value in (attack, "'\"><script>window.pwned = 1</script>"):
         add_run(
-            f"01_{len(value)}-a", overrides={value: value, "seed": 1}, parameters={value: value}, notebook=f"01 {value}",
-            results={"headline": headline | {"data": [[attack, 1]]}, "verdict": attack, value: value},
+            f"01_{len(value)}-a", overrides={value: value, "seed": 1}, parameters={value: value},
+            notebook=f"01 {value}", results={"headline": table, "verdict": attack, value: value},
             own_cells=[new_markdown_cell(f"# {attack}"), new_markdown_cell(attack)], status="done", reason=attack,
         )  # fmt: skip
     index = publish_runs(runs, tmp_path / "report")
