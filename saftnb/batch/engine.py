@@ -185,8 +185,7 @@ class _State:
 
     def _begin(self, run: Run) -> None:
         self.began[run.id] = time.monotonic()
-        given = ", ".join(f"{name}={value}" for name, value in run.overrides.items())
-        self.say(f"start    {run.id}{f' ({given})' if given else ''}: {self.plan.reasons[run.id]}")
+        self.say(f"start    {run.label}: {self.plan.reasons[run.id]}")
 
     def _collect(self, future: Future[dict]) -> None:
         run = self.running.pop(future)

@@ -66,6 +66,12 @@ class Run:
         return f"{self.notebook.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
     @property
+    def label(self) -> str:
+        """The id, and what was given."""
+        given = ", ".join(f"{name}={value}" for name, value in self.overrides.items())
+        return f"{self.id} ({given})" if given else self.id
+
+    @property
     def folder(self) -> Path:
         """Where the run's files are: ``<root>/<grid>/<id>``."""
         return self.root / self.grid / self.id

@@ -37,13 +37,13 @@ class Plan:
 
     def lines(self, grid: Grid) -> Iterator[str]:
         """One line a run: what will happen to it, and why."""
-        for run_id, reason in self.reasons.items():
-            if run_id in self.left_out:
-                yield f"left out {run_id}{f': {reason}' if reason else ': done before'}"
-            elif run_id in self.kept and grid.kept:
-                yield f"take     {run_id}: done before, in {grid.kept.name}"
+        for run in grid.runs:
+            reason = self.reasons[run.id] or "done before"
+            if run.id in self.kept and grid.kept:
+                yield f"take     {run.label}: done before, in {grid.kept.name}"
             else:
-                yield f"run      {run_id}: {reason}" if reason else f"skip     {run_id}: done before"
+                what = "left out" if run.id in self.left_out else "run" if self.reasons[run.id] else "skip"
+                yield f"{what:<8} {run.label}: {reason}"
 
 
 def plan(

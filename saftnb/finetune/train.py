@@ -4,6 +4,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -53,10 +54,15 @@ def draw_batch(split: Split | PairSplit, recipe: Recipe, seed: int, step: int) -
     size = min(recipe.batch_size, len(split))
     per_epoch = len(split) // size
     epoch, position = divmod(step, per_epoch)
-    order = split.order(size, torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    order = _epoch(split, size, seed, epoch)
     chosen = order[position * size : (position + 1) * size]
     crops = torch.Generator().manual_seed((seed + 1) * 7_368_787 + step)
     return split.drawn(chosen, recipe.crop, crops), split.labels[chosen]
+
+
+@lru_cache(maxsize=2)  # the steps of an epoch share it: sorting half a million pairs by length takes a while
+def _epoch(split: Split | PairSplit, size: int, seed: int, epoch: int) -> Tensor:
+    return split.order(size, torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 class _Batches(Dataset):

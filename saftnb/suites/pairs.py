@@ -38,6 +38,8 @@ class PairSplit:
         return len(self.labels)
 
     def __getitem__(self, index: slice) -> "PairSplit":
+        if range(len(self))[index] == range(len(self)):
+            return self  # with its tokens
         return PairSplit(self.premises[index], self.hypotheses[index], self.labels[index], self.tokenize)
 
     @cached_property

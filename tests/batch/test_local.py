@@ -1,5 +1,6 @@
 """Scheduling, with runs that only pretend: order, how many at once, failures, Ctrl-C."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from saftnb.batch.grid import GridError, Run
 from saftnb.batch.local import Local
 from saftnb.batch.notebooks import Notebook
 from saftnb.batch.resources import Machine, Resources
-from saftnb.batch.run import Elsewhere, Stopped
+from saftnb.batch.run import Elsewhere, Stopped, _environment
 
 
 @pytest.fixture
@@ -128,6 +129,13 @@ def test_gpus_are_given_out_one_by_one_in_shares_and_to_one_run_each(monkeypatch
     assert Local(None, Machine(4, ("0", "1"))).jobs == 2, "as many at a time as there are GPUs"
 
 
+def test_a_notebook_sees_the_gpus_of_its_run_and_no_other(desk: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    for gpus, seen in [(None, "5,6"), ((), ""), (("6",), "6"), (("5", "MIG-a"), "5,MIG-a")]:
+        environment = _environment(a_run("a"), 3, gpus)
+        assert (environment["CUDA_VISIBLE_DEVICES"], environment["OMP_NUM_THREADS"]) == (seen, "3")
+
+
 def test_memory_is_given_out_and_what_never_fits_is_refused_before_anything_starts(stage) -> None:
     engine = Local(3, Machine(6, (), 10.0))
     large = [a_run(name, memory=4) for name in "abc"]
@@ -146,10 +154,17 @@ def test_memory_is_given_out_and_what_never_fits_is_refused_before_anything_star
     assert not Path("runs").exists()
 
 
-def test_the_machines_gpus_are_those_that_this_process_may_see(monkeypatch) -> None:
+def test_the_machines_gpus_are_those_that_this_process_may_see(desk, monkeypatch) -> None:
     for visible, names in [("", ()), ("-1", ()), ("2, 0", ("2", "0")), ("1,-1,0", ("1",)), ("GPU-ab", ("GPU-ab",))]:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert Machine.here().gpus == names
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    (desk / "nvidia-smi").write_text("#!/bin/sh\nprintf '0\\n1\\n'")
+    (desk / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{desk}:{os.environ['PATH']}")
+    assert Machine.here().gpus == ("0", "1")
+    (desk / "nvidia-smi").write_text("#!/bin/sh\nexit 9")
+    assert Machine.here().gpus == ()
     assert Machine.here().cpus >= 1
     assert 0 < Machine.here().memory < 1e6
 

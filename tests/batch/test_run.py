@@ -287,8 +287,8 @@ def test_retry_failed_takes_up_what_failed_and_what_waited_for_it(copy) -> None:
     }  # fmt: skip
     assert planned.left_out == {copy.runs[0].id, copy.runs[1].id}
     lines = list(planned.lines(copy))
-    assert lines[0] == f"left out {copy.runs[0].id}: done before"
-    assert lines[1] == f"left out {copy.runs[1].id}: new"
+    assert lines[0] == f"left out {copy.runs[0].id} (task=x, lr=0.001): done before"
+    assert lines[1] == f"left out {copy.runs[1].id} (task=y, lr=1.0): new"
 
 
 def test_only_takes_what_matches_and_what_it_comes_after(copy) -> None:
