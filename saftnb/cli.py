@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     grid = commands.add_parser("grid", help="run what is missing of a grid of notebooks")
     grid.add_argument("file", type=Path, metavar="FILE", help="the grid, in YAML")
     grid.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
-    grid.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: the grid's, or 1)")
+    grid.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: the grid's, or one a GPU, or 1)")
     grid.add_argument("--dry-run", action="store_true", help="check the grid and say what would be run")
     grid.add_argument(
         "--only", action="append", default=[], metavar="PATTERN",
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _grid(options: argparse.Namespace) -> int:
     from saftnb.batch.display import fitting_display
-    from saftnb.batch.engine import OVER, run_grid
+    from saftnb.batch.engine import OVER, open_engine, run_grid
     from saftnb.batch.grid import GridError, load_grid
     from saftnb.batch.plan import estimate, measured_hours, plan
 
@@ -103,7 +103,7 @@ def _grid(options: argparse.Namespace) -> int:
         print(f"{len(planned.todo)} to do{about}")
         return 0
     with _stopped_politely(), _refusing(GridError, OSError):
-        engine = _on_ray(options) if kind == "ray" else None
+        engine = open_engine(kind, options.jobs or grid.jobs, options.address)
         statuses = run_grid(
             grid, options.jobs, options.force, fresh=options.fresh, only=options.only,
             retry_failed=options.retry_failed, engine=engine, display=fitting_display(),
@@ -111,18 +111,6 @@ def _grid(options: argparse.Namespace) -> int:
     if "interrupted" in statuses or "not started" in statuses:
         return 130
     return 0 if all(status in OVER for status in statuses) else 1
-
-
-def _on_ray(options: argparse.Namespace) -> Any:
-    from saftnb.batch.grid import GridError
-
-    try:
-        from saftnb.batch.cluster import OnRay
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise GridError("the engine ray needs Ray: pip install 'saftnb[cluster]'") from None
-    return OnRay(options.address, options.jobs)
 
 
 @contextmanager

@@ -145,3 +145,17 @@ def test_one_real_grid_with_a_library_that_is_not_the_installed_one(grid: Path) 
     again = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert again.returncode == 0
     assert again.stdout.count("done before") == 2
+
+
+def test_an_engine_that_cannot_be_had_is_one_line(grid: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "saftnb.batch.cluster", raising=False)
+    assert cli.main(["grid", "g.yaml", "--engine", "ray"]) == 2
+    assert cli.main(["grid", "g.yaml", "--address", "here:1"]) == 2
+    grid.write_text("engine: ray\nruns: [{notebook: a}]")
+    assert cli.main(["grid", "g.yaml"]) == 2
+    shown = capsys.readouterr()
+    needs = "saftnb: the engine ray needs Ray: pip install 'saftnb[cluster]'\n"
+    assert shown.err == f"{needs}saftnb: --address is for --engine ray\n{needs}"
+    assert shown.out == ""
+    assert not Path("runs").exists()

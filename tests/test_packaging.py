@@ -138,3 +138,15 @@ def test_the_kept_evidence_is_what_its_notebook_shows():
     line = primary.loc[("saft", "all backbones")]
     shown = re.search(r"SAFT \(saft\): (\S+) points \((\S+) to (\S+)\)", text).groups()
     assert [float(n) for n in shown] == pytest.approx([line["mean"], line["low"], line["high"]], abs=0.05 + 1e-4)
+
+
+def test_each_event_in_the_readmes_table_has_the_test_that_it_names():
+    table = (ROOT / "README.md").read_text().split("| what happens |")[1].split("\n\n")[0]
+    tests = "".join(path.read_text() for path in (ROOT / "tests" / "batch").glob("test_*.py"))
+    defined = re.findall(r"^def test_(\w+)", tests, re.MULTILINE)
+    rows = table.splitlines()[2:]
+    assert len(rows) == 7
+    for row in rows:
+        named = [name for name in re.findall(r"`([^`]+)`", row.split("|")[4]) if not name.endswith(".py")]
+        assert named, row
+        assert set(named) <= set(defined), row

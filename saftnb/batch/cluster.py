@@ -220,7 +220,7 @@ def _manifest(run: Run, task: Future[Any]) -> dict[str, Any]:
     except TaskCancelledError:
         found = _rest(run, {"status": "interrupted", "reason": "stopped by the user"})
     except RayError as error:
-        found = _rest(run, {"status": "killed", "reason": f"its node was lost ({type(error).__name__})"})
+        found = _rest(run, {"status": "killed", "reason": f"lost with its node or worker ({type(error).__name__})"})
     raised = found.get("raised")
     if raised == "elsewhere":
         raise Elsewhere(run.id)

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, Protocol
 
 from saftnb.batch.display import Display, Lines, Overview, Row
-from saftnb.batch.grid import Grid, Run
+from saftnb.batch.grid import Grid, GridError, Run
 from saftnb.batch.kept import take
 from saftnb.batch.local import Local
 from saftnb.batch.manifest import LOG, PROGRESS, library_sha256, read_manifest
@@ -35,6 +35,19 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+def open_engine(kind: str, jobs: int | None = None, address: str | None = None) -> Engine:
+    """The engine called ``kind``: local, or ray (at ``address``, see `OnRay`). Raises GridError."""
+    if kind == "local":
+        return Local(jobs)
+    try:
+        from saftnb.batch.cluster import OnRay
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise GridError("the engine ray needs Ray: pip install 'saftnb[cluster]'") from None
+    return OnRay(address, jobs)
+
+
 def run_grid(
     grid: Grid,
     jobs: int | None = None,
@@ -49,15 +62,15 @@ def run_grid(
 ) -> dict[str, str]:
     """Execute what is missing of ``grid`` and return the status of every run by its id.
 
-    ``force``, ``fresh``, ``only``, ``retry_failed``: see `plan`. ``engine``: by default `Local` with ``jobs`` or the
-    grid's jobs at a time. ``say`` gets every line, ``display`` the lines and the state of the grid.
+    ``force``, ``fresh``, ``only``, ``retry_failed``: see `plan`. ``engine``: by default the grid's, with ``jobs``
+    or the grid's jobs at a time. ``say`` gets every line, ``display`` the lines and the state of the grid.
 
     The statuses are those of the manifests, and three more: ``blocked`` (a run that it waits for is not done),
     ``not started`` (stopped by Ctrl-C before) and ``left out`` (not asked for). One failure stops no other run.
     Raises GridError where a run needs more than there is, OSError where the folder of runs cannot be written.
     """
     started = time.monotonic()
-    engine = engine or Local(jobs or grid.jobs)
+    engine = engine or open_engine(grid.engine, jobs or grid.jobs)
     planned = plan(grid, force, fresh, only, retry_failed)
     try:
         engine.check([run for run in grid.runs if run.id in planned.todo])
