@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -19,6 +19,7 @@ import pytest
 from saftnb.batch.parameters import declared_parameters
 from tests.chromium import CHROMIUM, Browser
 from tests.thimble_notebooks import NOTEBOOKS, SIZES, notebooks
+from tests.waiting import until
 
 ROOT = NOTEBOOKS.parent
 FIRST = "01_sharpness_aware_finetuning"
@@ -35,13 +36,6 @@ ERRORS = "[...document.querySelectorAll('.jp-OutputArea [data-mime-type*=error]'
 IDLE = "document.querySelector('#jp-main-statusbar')?.textContent.includes('(ipykernel) | Idle')"
 LAST = "[...document.querySelectorAll('.jp-Notebook .jp-OutputArea img')].at(-1)"
 IN_VIEW = f"(b => b.width > 100 && b.top < innerHeight && b.bottom > 0)({LAST}.getBoundingClientRect())"
-
-
-def until(true: Callable[[], object], what: str, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.1)
 
 
 def begun(browser: Browser) -> bool:
@@ -98,7 +92,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        until(lambda: list((own / "runtime").glob("jpserver-*.json")), (tmp_path / "server.txt").read_text, 60)
+        until(lambda: list((own / "runtime").glob("jpserver-*.json")), "the server")
         yield f"http://127.0.0.1:{port}/lab/tree/{FIRST}.ipynb?token={token}"
     finally:
         os.killpg(server.pid, signal.SIGTERM)

@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,6 +20,7 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from saftnb.batch import cluster  # noqa: E402
+from tests.waiting import gone, until  # noqa: E402
 
 SLOW = """
 import os, time
@@ -38,13 +38,6 @@ from saftnb.batch import record
 record(gpus=os.environ["CUDA_VISIBLE_DEVICES"], threads=os.environ["OMP_NUM_THREADS"], store=os.environ["SAFTNB_STORE"])
 """
 GRID = "runs: [{notebook: slow, sweep: {seed: [1, 2, 3, 4]}}]"
-
-
-def until(true: Callable[[], bool], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +95,6 @@ def kernels(desk: Path, count: int) -> dict[int, psutil.Process]:
     return living()
 
 
-def gone(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
 def test_a_node_that_is_killed_loses_no_run(office: Path, two_nodes: Cluster) -> None:
     launcher = launch(office, two_nodes.address)
     running = kernels(office, 2)
@@ -117,7 +103,7 @@ def test_a_node_that_is_killed_loses_no_run(office: Path, two_nodes: Cluster) ->
     on_second = [seed for seed, kernel in running.items() if raylet in {p.pid for p in kernel.parents()}]
     assert len(on_second) == 1, "one run on each node"
     two_nodes.remove_node(second, allow_graceful=False)
-    until(lambda: gone(running[on_second[0]]), 60)
+    until(lambda: gone(running[on_second[0]]), seconds=60)
     assert not any(is_done(folder) for folder, _ in find_runs(office / "runs"))
     two_nodes.add_node(num_cpus=1)
     (office / "notebooks" / "go").touch()
@@ -155,7 +141,7 @@ def test_a_launcher_that_is_killed_leaves_no_kernel_and_no_claim(office: Path, t
     running = kernels(office, 2)
     launcher.kill()
     launcher.wait()
-    until(lambda: all(map(gone, running.values())), 60)
+    until(lambda: all(map(gone, running.values())), seconds=60)
     assert not any(is_done(folder) for folder, _ in find_runs(office / "runs"))
 
 

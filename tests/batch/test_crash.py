@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,6 +14,7 @@ import pytest
 
 from saftnb import paths
 from saftnb.batch.manifest import find_runs, is_done
+from tests.waiting import gone, until
 
 SLOW = """
 import os, time
@@ -77,20 +76,6 @@ class Office:
         return {manifest["seed"]: manifest for _, manifest in find_runs(self.desk / runs)}
 
 
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def gone(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
 def is_lock(descriptor: Path) -> bool:
     try:
         return os.readlink(descriptor).endswith(".lock")
@@ -135,8 +120,8 @@ def test_stopped_killed_and_taken_up_again(office: Office) -> None:
     processes = office.processes()
     launcher.process.kill()
     launcher.process.wait()
-    until(lambda: all(gone(process) for process in processes), 5)
-    until(lambda: not list(office.sockets.iterdir()), 5)
+    until(lambda: all(gone(process) for process in processes), seconds=5)
+    until(lambda: not list(office.sockets.iterdir()), seconds=5)
     left = office.manifests()[1]
     assert left["status"] == "running"
     assert {"pid", "token"} <= left.keys()
@@ -147,7 +132,7 @@ def test_stopped_killed_and_taken_up_again(office: Office) -> None:
     first = office.launch()
     office.processes()
     second = office.launch()
-    until(lambda: "wait     slow-" in second.output.read_text(), 20)
+    until(lambda: "wait     slow-" in second.output.read_text(), seconds=20)
     (office.books / "go").touch()
     assert any("cut off before" in line for line in first.ends_with(0))
     second.ends_with(0)
@@ -209,7 +194,7 @@ def test_the_machine_goes_off(office: Office) -> None:
     for process in processes:
         process.kill()
     launcher.process.wait()
-    until(lambda: all(gone(process) for process in processes), 10)
+    until(lambda: all(gone(process) for process in processes), seconds=10)
     left = office.manifests()
     assert [left[seed] for seed in (1, 2)] == [done[1], done[2]]
     assert left[3]["status"] == "running"
@@ -263,9 +248,12 @@ def test_a_notebook_is_edited_while_the_grid_runs(office: Office, write_notebook
     launcher = office.launch()
     office.processes()
     write_notebook(office.books / "slow.ipynb", SLOW + "record(edited=True)", parameters="seed: int = 0")
+    library = office.desk / "saftnb" / "paths.py"
+    library.write_text(library.read_text() + "# edited\n")
     (office.books / "go").touch()
     lines = launcher.ends_with(0)
     assert "changed  slow: its notebook was edited meanwhile; run the grid again" in lines
+    assert "changed  the library was edited meanwhile; run the grid again for the runs from before" in lines
     values = [json.loads((folder / "results.json").read_text()) for folder, _ in find_runs(office.desk / "runs")]
     assert [sorted(value) for value in values] == [["value"], ["value"]]
     lines = office.launch().ends_with(0)
@@ -280,7 +268,7 @@ def test_two_launchers_share_a_grid(office: Office) -> None:
     first = office.launch()
     office.processes()
     second = office.launch()
-    until(lambda: "start    slow-" in second.output.read_text(), 30)
+    until(lambda: "start    slow-" in second.output.read_text(), seconds=30)
     (office.books / "go").touch()
     outputs = [first.ends_with(0), second.ends_with(0)]
     started = [line.split()[1] for lines in outputs for line in lines if line.startswith("start")]
