@@ -74,7 +74,7 @@ class OnRay:
 
     @property
     def width(self) -> int:
-        room = int(ray.cluster_resources().get("CPU", 1))
+        room = int(ray.cluster_resources().get("GPU" if self.has_gpus else "CPU", 1))
         return max(1, min(self.jobs or room, room))
 
     def describe(self, grid: Grid) -> str:
