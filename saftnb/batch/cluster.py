@@ -49,8 +49,8 @@ class OnRay:
         self.jobs = jobs
         self.tasks: dict[str, ray.ObjectRef] = {}
         self.pool = ThreadPoolExecutor(4)
-        self.environment = {name: os.environ[name] for name in SHARED if name in os.environ}
-        self.environment["SAFTNB_STORE"] = str(Path(store_root()).absolute())
+        self.environment = {name: str(Path(os.environ[name]).absolute()) for name in SHARED if name in os.environ}
+        self.environment["SAFTNB_STORE"] = str(store_root().absolute())
         self.has_gpus = ray.cluster_resources().get("GPU", 0) > 0
 
     def check(self, runs: list[Run]) -> None:
