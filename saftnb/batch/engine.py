@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
 from typing import Any, Protocol
 
 from saftnb.batch.display import Display, Lines, Overview, Row
@@ -134,7 +135,7 @@ class _State:
         now, rows = time.monotonic(), []
         for run in self.running.values():
             if run.id in self.began:
-                at = read_json(run.folder / PROGRESS, {}) | {"bar": read_json(run.folder / BAR)}
+                at = _glance(run.folder / PROGRESS) | {"bar": _glance(run.folder / BAR)}
                 rows.append(Row(run.id, at, now - self.began[run.id], self.plan.seconds[run.id]))
         ahead = [self.plan.seconds[run.id] for run in self.waiting if run.id in self.plan.todo]
         ahead += [self.plan.seconds[run.id] for run in self.running.values() if run.id not in self.began]
@@ -212,6 +213,7 @@ class _State:
             if run.id not in self.elsewhere:
                 self.say(f"wait     {run.id}: it is being run by another launcher")
             self.elsewhere[run.id] = time.monotonic() + PAUSE
+            self.began.pop(run.id, None)  # it was the other's beginning that we saw
             self.waiting.append(run)
             return
         except OSError as error:  # a full disk, say: this run cannot go on, others perhaps can
@@ -227,6 +229,14 @@ class _State:
 def _token(run: Run) -> str | None:
     """The mark of the attempt that goes on in the run's folder."""
     return (read_manifest(run.folder) or {}).get("token")
+
+
+def _glance(file: Path) -> dict[str, Any]:
+    """What a file says at the moment, for the display alone; a network's file system may fail for once."""
+    try:
+        return read_json(file, {})
+    except (OSError, ValueError):
+        return {}
 
 
 def _line(run: Run, manifest: dict[str, Any], reason: str | None) -> str:
