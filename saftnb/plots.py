@@ -46,6 +46,7 @@ LABELS = {
     "fisher": "Fisher",
     "regmean": "RegMean",
     "iso_c": "Iso-C",
+    "iso_cts": "Iso-CTS",
     "tsv_m": "TSV-M",
 }
 _INK, _QUIET = "#222222", "#8a8a8a"

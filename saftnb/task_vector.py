@@ -6,7 +6,9 @@ either a Tensor or `LowRank(B, A)`, which means the product B A without ever for
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import re
 import uuid
@@ -21,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-FORMAT = {"saftnb": "task vector, version 1"}  # one entry: safetensors writes several in a random order
+KEY, FORMAT = "saftnb", "task vector, version 1"  # one entry: safetensors writes several in a random order
 FACTORS = ("::B", "::A")  # the suffixes under which a file holds the two factors of a LowRank
 
 
@@ -93,7 +95,7 @@ class LowRank:
         return LowRank(-self.B, self.A)
 
     def __mul__(self, scalar: float) -> LowRank:
-        return LowRank(self.B * scalar, self.A) if isinstance(scalar, Real) else NotImplemented
+        return LowRank(self.B * _finite(scalar), self.A) if isinstance(scalar, Real) else NotImplemented
 
     __rmul__ = __mul__
 
@@ -108,7 +110,7 @@ class TaskVector(Mapping[str, Delta]):
     """A mapping from parameter name to delta, with the arithmetic of a vector space.
 
     The mapping cannot be changed; its tensors are shared with the caller, detached, not copied.
-    `+` and `-` need equal names and shapes; `*` and `/` take a number. Two task vectors are `==` only if they
+    `+` and `-` need equal names and shapes; `*` and `/` take a finite number. Two task vectors are `==` only if they
     are the same object: compare values with `torch.testing.assert_close(dict(a.dense()), dict(b.dense()))`.
     Raises ValueError on a name that is no string or a delta that is no floating tensor.
     """
@@ -180,7 +182,7 @@ class TaskVector(Mapping[str, Delta]):
         return self._map(lambda delta: -delta)
 
     def __mul__(self, scalar: float) -> TaskVector:
-        return self._map(lambda delta: delta * scalar) if isinstance(scalar, Real) else NotImplemented
+        return self._map(lambda delta: delta * scalar) if isinstance(_finite(scalar), Real) else NotImplemented
 
     __rmul__ = __mul__
 
@@ -206,8 +208,9 @@ class TaskVector(Mapping[str, Delta]):
     def apply_to(self, model: nn.Module) -> nn.Module:
         """Adds every delta to the parameter or buffer of its name, IN PLACE, and returns the model.
 
-        A parameter that the model holds under two names (tied weights) is changed once. Raises ValueError,
-        before anything is changed, if the model lacks a name, a shape differs, or tied names disagree.
+        A parameter that the model holds under two names (tied weights) is changed once. Half-precision parameters get
+        the sum formed in float32, rounded once. Raises ValueError, before anything is changed, if the model lacks a
+        name, a shape differs, tied names disagree, or a sum overflows a half-precision parameter.
         """
         targets = dict(model.named_buffers(remove_duplicate=False))
         targets |= dict(model.named_parameters(remove_duplicate=False))
@@ -224,14 +227,19 @@ class TaskVector(Mapping[str, Delta]):
                 raise ValueError(f"{twin!r} and {name!r} are one parameter, but their deltas differ")
         with torch.no_grad():
             for name in first.values():
-                targets[name].add_(_dense(self[name]).to(targets[name].device))
+                target = targets[name]
+                if target.element_size() < 4 and (_summed(target, self[name]).isinf() > target.isinf()).any():
+                    raise ValueError(f"{name!r} plus its delta overflows the model's {target.dtype}")
+            for name in first.values():
+                targets[name].copy_(_summed(targets[name], self[name]))
         return model
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a safetensors file, a LowRank as `<name>::B` and `<name>::A`, exactly (dtypes are kept).
 
         Written beside `path` under a temporary name, synced and renamed: `path` is the old file or the whole
-        new one, never a part. Equal task vectors give equal bytes. Raises ValueError if a name ends like a factor's.
+        new one, never a part. A checksum of names and values stands in the file's metadata. Equal task vectors give
+        equal bytes. Raises ValueError if a name ends like a factor's.
         """
         path = Path(path)
         tensors: dict[str, Tensor] = {}
@@ -239,8 +247,10 @@ class TaskVector(Mapping[str, Delta]):
             if name.endswith(FACTORS):
                 raise ValueError(f"cannot save {name!r}: a name that ends so is a low-rank factor's")
             parts = {"::B": delta.B, "::A": delta.A} if isinstance(delta, LowRank) else {"": delta}
-            tensors |= {name + suffix: _own_storage(part) for suffix, part in parts.items()}
-        _write_whole(path, lambda temporary: save_file(tensors, temporary, metadata=FORMAT))
+            tensors |= {name + suffix: part for suffix, part in parts.items()}
+        tensors = _apart(tensors)
+        metadata = {KEY: f"{FORMAT}, sha256 {_checksum(tensors)}"}
+        _write_whole(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
     def to_adapter(self, folder: str | os.PathLike, *, base: str = "") -> Path:
         """Writes low-rank deltas of weights as one LoRA adapter in PEFT's own format, α = r; returns the folder.
@@ -267,8 +277,9 @@ class TaskVector(Mapping[str, Delta]):
         plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in config.items()}
         state = {}
         for layer, delta in layers.items():
-            state[f"base_model.model.{layer}.lora_B.weight"] = _own_storage(delta.B)
-            state[f"base_model.model.{layer}.lora_A.weight"] = _own_storage(delta.A)
+            state[f"base_model.model.{layer}.lora_B.weight"] = delta.B
+            state[f"base_model.model.{layer}.lora_A.weight"] = delta.A
+        state = _apart(state)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(plain, indent=2, sort_keys=True)
@@ -278,16 +289,20 @@ class TaskVector(Mapping[str, Delta]):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> TaskVector:
-        """Reads what `save` wrote, onto the CPU. Raises ValueError on any other file."""
+        """Reads what `save` wrote, onto the CPU. Raises ValueError on any other file, and on one whose values do not
+        match its checksum (files that were written before there was one are taken as they are)."""
         try:
             with safe_open(path, framework="pt") as file:
-                found = file.metadata()
-                names = file.keys() if found == FORMAT else []
+                found = file.metadata() or {}
+                form, _, checksum = found.get(KEY, "").partition(", sha256 ")
+                names = file.keys() if form == FORMAT else []
                 tensors = {name: file.get_tensor(name) for name in names}
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
-        if found != FORMAT:
-            raise ValueError(f"{path} is not a {FORMAT['saftnb']}: its metadata is {found}")
+        if form != FORMAT:
+            raise ValueError(f"{path} is not a {FORMAT}: its metadata is {found or None}")
+        if checksum and checksum != _checksum(tensors):
+            raise ValueError(f"{path} is damaged: its values do not match the checksum in its metadata")
         deltas: dict[str, Delta] = {}
         for name, tensor in tensors.items():
             stem, mark, factor = name.rpartition("::")
@@ -315,10 +330,29 @@ def _require_floating(value: object, what: str) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{what} must be a floating-point Tensor or a LowRank, got {kind}")
+    if value.element_size() < 2:
+        raise ValueError(f"{what} is {value.dtype}, which PyTorch cannot add: convert it to bfloat16 or float32 first")
+
+
+def _finite(scalar: object) -> object:
+    if isinstance(scalar, Real) and not math.isfinite(scalar):
+        raise ValueError(f"a task vector can be multiplied by finite numbers alone, not by {scalar}")
+    return scalar
+
+
+def _summed(target: Tensor, delta: Delta) -> Tensor:
+    """target + delta in target's dtype, formed in float32 at least."""
+    wide = torch.promote_types(torch.promote_types(target.dtype, delta.dtype), torch.float32)
+    return (target + _dense(delta.to(target.device, wide))).to(target.dtype)
 
 
 def _dense(delta: Delta) -> Tensor:
     return delta.dense() if isinstance(delta, LowRank) else delta
+
+
+def frobenius_norm(delta: Delta) -> float:
+    """‖Δ‖_F in float64; of a low-rank one without forming it."""
+    return _squared_norm(delta) ** 0.5
 
 
 def _squared_norm(delta: Delta) -> float:
@@ -328,10 +362,26 @@ def _squared_norm(delta: Delta) -> float:
     return max(float(((B.T @ B) * (A @ A.T)).sum()), 0.0)
 
 
-def _own_storage(tensor: Tensor) -> Tensor:
-    """Contiguous on the CPU and sharing memory with no other tensor, as safetensors demands."""
-    tensor = tensor.cpu().contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous on the CPU, none sharing memory with another, as safetensors demands."""
+    apart, seen = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.cpu().contiguous()
+        start = tensor.untyped_storage().data_ptr()
+        if start in seen or tensor.untyped_storage().nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(start)
+        apart[name] = tensor
+    return apart
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import saftnb.task_vector
+from saftnb.backbones import load_adapter
 from saftnb.task_vector import LowRank, TaskVector
 
 
@@ -221,6 +222,38 @@ def test_apply_to_rounds_once_into_a_half_precision_model() -> None:
     assert_close(model.weight.detach(), torch.full((2, 2), 1 + 2**-10).half(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_apply_to_refuses_a_sum_that_overflows_and_changes_nothing(dtype: torch.dtype) -> None:
+    model = nn.Linear(2, 2).to(dtype)
+    model.weight.data.fill_(torch.finfo(dtype).max)
+    before = copy.deepcopy(model.state_dict())
+    large = torch.full((2, 2), torch.finfo(dtype).max / 4)
+    with pytest.raises(ValueError, match="'weight' plus its delta overflows the model's torch"):
+        TaskVector({"bias": torch.ones(2), "weight": large}).apply_to(model)
+    assert_close(model.state_dict(), before, rtol=0, atol=0)
+    TaskVector({"weight": -large}).apply_to(model)
+    assert model.weight.isfinite().all()
+    factors = LowRank(torch.full((2, 1), 200.0, dtype=dtype), torch.full((1, 2), 1.01, dtype=dtype))
+    small = nn.Linear(2, 2, bias=False).to(dtype)
+    small.weight.data.zero_()
+    TaskVector({"weight": factors}).apply_to(small)  # the product is formed in float32, too
+    assert torch.equal(small.weight, (factors.B.float() @ factors.A.float()).to(dtype))
+
+
+@pytest.mark.parametrize("scalar", [float("nan"), float("inf"), np.float64("nan")])
+def test_only_finite_numbers_multiply(scalar: float) -> None:
+    for value in (vector(), low_rank(3, 4, 2)):
+        with pytest.raises(ValueError, match="finite numbers alone, not by"):
+            scalar * value
+        with pytest.raises(ValueError, match="finite numbers alone, not by"):
+            value * scalar
+
+
+def test_float8_is_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match="'w' is torch.float8_e4m3fn, which PyTorch cannot add: convert it"):
+        TaskVector({"w": torch.ones(2).to(torch.float8_e4m3fn)})
+
+
 # files
 
 
@@ -297,6 +330,39 @@ def test_foreign_and_broken_files_are_refused_in_one_line(tmp_path) -> None:
         assert path.name in str(caught.value)
     with pytest.raises(FileNotFoundError):
         TaskVector.load(tmp_path / "absent")
+
+
+def test_a_flipped_bit_is_found(tmp_path) -> None:
+    path = tmp_path / "v.safetensors"
+    vector().save(path)
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for place in (start, (start + len(whole)) // 2, len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="is damaged: its values do not match the checksum"):
+            TaskVector.load(path)
+    path.write_bytes(whole)
+    same(TaskVector.load(path), vector(), rtol=0, atol=0)
+
+
+def test_files_from_before_the_checksum_still_load(tmp_path) -> None:
+    path, low = tmp_path / "v.safetensors", low_rank(3, 2, 1)
+    tensors = {"w": torch.ones(2), "low::B": low.B, "low::A": low.A}
+    save_file(tensors, path, metadata={"saftnb": "task vector, version 1"})
+    same(TaskVector.load(path), TaskVector({"w": torch.ones(2), "low": low}), rtol=0, atol=0)
+
+
+def test_entries_that_share_a_tensor_save_and_become_an_adapter(tmp_path) -> None:
+    """Adapters of q and k with one A; and two names for one tensor."""
+    one, two = low_rank(3, 4, 2, 0), low_rank(5, 4, 2, 1)
+    shared = TaskVector({"q.weight": one, "k.weight": LowRank(two.B, one.A)})
+    shared.save(tmp_path / "v.safetensors")
+    loaded = TaskVector.load(tmp_path / "v.safetensors")
+    same(loaded, shared, rtol=0, atol=0)
+    same(load_adapter(shared.to_adapter(tmp_path / "adapter")), shared, rtol=0, atol=0)
+    twins = TaskVector({"a": one.B, "b": one.B, "c": one.B[1:]})
+    twins.save(tmp_path / "twins.safetensors")
+    same(TaskVector.load(tmp_path / "twins.safetensors"), twins, rtol=0, atol=0)
 
 
 def test_equal_task_vectors_give_equal_files(tmp_path) -> None:

@@ -23,8 +23,8 @@ class Recipe:
             parameter of the tower's first-order Taylor model; weight decay and ASAM's |w| are taken at θ, not θ − θ0.
             "lora": the factors of adapters on q, k, v and out of every attention layer, by PEFT; a sharpness-aware step
             perturbs the factors A and B, and its ε is 0 while B is (at the first step, for "asam"). The first A is
-            drawn anew for each task and seed, the same for all recipes; for sentence pairs the tasks share it, and a
-            head trains beside the factors, which is not perturbed.
+            drawn by the seed alone, the same for all recipes (see `shared_init`). For sentence pairs a head trains
+            beside the factors, which is not perturbed.
         steps: optimizer steps. A sharpness-aware step costs two gradients, a plain one costs one.
         batch_size: pictures a step.
         lr: peak learning rate, after `warmup` linear steps; `schedule` then takes it to 0 at the last step.
@@ -80,6 +80,7 @@ class Recipe:
     min_delta: float = 0.0
     schedule: str = "cosine"
     checkpointing: bool = False
+    shared_init: bool = True
 
     def __post_init__(self):
         def need(good: bool, rule: str) -> None:
@@ -108,6 +109,7 @@ class Recipe:
         need(self.rank >= 1 and self.alpha > 0, f"rank is at least 1 and alpha above 0, not {self.rank}, {self.alpha}")
         need(self.schedule in SCHEDULES, f"schedule is one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
         need(0 <= self.dropout < 1, f"dropout lies in 0 to 1 (not included), not {self.dropout}")
+        need(isinstance(self.shared_init, bool), f"shared_init is True or False, not {self.shared_init!r}")
         need(self.patience >= 0 and self.min_delta >= 0, "patience and min_delta are 0 or more")
         if self.optimizer == "adamw":
             need(self.rho is None, "adamw takes no rho")
@@ -130,6 +132,8 @@ class Recipe:
         given = dataclasses.asdict(self)
         later = {"clip", "accumulate", "precision", "compile", "rank", "alpha", "dropout", "patience", "min_delta"}
         later |= {"schedule", "checkpointing"}
+        if self.scope != "lora":  # of adapters it is always named: once they had separate first A's without saying so
+            later |= {"shared_init"}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return {name: value for name, value in given.items() if name not in later or value != defaults[name]}
 

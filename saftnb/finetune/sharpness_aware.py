@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Real
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class SharpnessAware(Optimizer):
     Raises TypeError where `base_optimizer` is not a plain torch optimizer or a gradient is sparse or of
     another dtype; ValueError for a bad `rho`, `perturbation` or clip, for `asam-kwon` without names (build
     the base optimizer from `named_parameters()`) and for a step without closure; FloatingPointError, the
-    weights as before, where the norm of the gradient at w, or of one to be clipped, is not finite.
+    weights as before, where the norm of a gradient is not finite (with rho = 0: of one to be clipped).
     """
 
     def __init__(
@@ -116,6 +117,9 @@ class SharpnessAware(Optimizer):
         if self.rho > 0:
             self._clip_(self.clip_first, "w")
             self._evaluate_at_ascent(evaluate)
+            if self.clip_second is None:  # clipping looks at the norm, too
+                grads = [p.grad for _, p in self._named_params() if p.grad is not None]
+                _check_finite(_global_norm(grads), "w + eps")
         self._clip_(self.clip_second, "w + eps")
         self.base_optimizer.step()
         return loss
@@ -243,7 +247,7 @@ def _checked_rho(perturbation: str, rho: float | None, names: list[str | None]) 
         raise ValueError(f"perturbation must be one of {', '.join(DEFAULT_RHO)}, got {perturbation!r}")
     if perturbation == "asam-kwon" and None in names:
         raise ValueError("'asam-kwon' needs parameter names: pass named_parameters(), not parameters()")
-    rho = DEFAULT_RHO[perturbation] if rho is None else float(rho)
-    if not 0 <= rho < math.inf:
-        raise ValueError(f"rho must be finite and not negative, got {rho}")
-    return rho
+    rho = DEFAULT_RHO[perturbation] if rho is None else rho
+    if not isinstance(rho, Real) or isinstance(rho, bool) or not 0 <= rho < math.inf:
+        raise ValueError(f"rho must be a finite number and not negative, got {rho!r}")
+    return float(rho)

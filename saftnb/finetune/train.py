@@ -78,10 +78,9 @@ class _Batches(Dataset):
         return draw_batch(*self.arguments, self.first + number)
 
 
-def adapter_seed(task: Task | PairTask, seed: int) -> int:
-    """What draws an adapter's first A, the same for all recipes: for pictures another one for each task, as for
-    adapters that were trained apart; tasks of sentence pairs share one (KnOTS, NLI)."""
-    return seed * 1_000_003 + (0 if isinstance(task, PairTask) else zlib.crc32(task.name.encode()))
+def adapter_seed(task: Task | PairTask, recipe: Recipe, seed: int) -> int:
+    """What draws an adapter's first A: one for all tasks, as in KnOTS's released training script, or one for each."""
+    return seed * 1_000_003 + (0 if recipe.shared_init else zlib.crc32(task.name.encode()))
 
 
 def prepare_scope(tower: nn.Module, recipe: Recipe, seed: int = 0, **targets: Sequence[str]) -> None:
@@ -120,7 +119,7 @@ class Training:
             self.head, targets = classifier.head.requires_grad_(True), {"targets": classifier.tower.targets}
             if recipe.checkpointing:
                 set_checkpointing(classifier.trunk, True)
-        prepare_scope(classifier.trunk, recipe, adapter_seed(task, seed), **targets)
+        prepare_scope(classifier.trunk, recipe, adapter_seed(task, recipe, seed), **targets)
         classifier.to(device)  # adapters start on the CPU
         self.trained = {name: p for name, p in classifier.trunk.named_parameters() if p.requires_grad}
         self.start = {name: p.detach().cpu().clone() for name, p in self.trained.items()}

@@ -6,6 +6,7 @@ and ranges. A merge *space* is where that happens, see `spaces()`: "weights" is 
 
 from saftnb.merging import methods as _methods  # noqa: F401  (running it registers the methods)
 from saftnb.merging import spaces as _spaces  # noqa: F401  (and the spaces)
+from saftnb.merging import spectral as _spectral  # noqa: F401
 from saftnb.merging.merge import Representation, merge, represent
 from saftnb.merging.registry import methods, spaces
 from saftnb.task_vector import LowRank, TaskVector

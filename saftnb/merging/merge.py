@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from saftnb.merging.registry import methods, spaces
 from saftnb.merging.spans import first_not_finite
@@ -20,11 +20,13 @@ class Representation:
         space: the space's name.
         vectors: what a method works on there, one a task.
         back: the map from a merged one to a task vector of weights; linear.
+        shapes: those of the weights, by name.
     """
 
     space: str
     vectors: tuple[TaskVector, ...]
     back: Callable[[TaskVector], TaskVector]
+    shapes: Mapping[str, Size]
 
     def merge(
         self, method: str, *, statistics: Sequence[Mapping[str, Tensor]] | None = None, **hyperparameters: object
@@ -33,10 +35,14 @@ class Representation:
         chosen, complete = _chosen(self.space, method, hyperparameters)
         if (statistics is not None) != chosen.needs_statistics:
             raise ValueError(f"{method} {'needs' if chosen.needs_statistics else 'takes no'} statistics")
-        if statistics is not None and len(statistics) != len(self.vectors):
-            raise ValueError(f"{method}: {len(self.vectors)} task vectors, but statistics of {len(statistics)}")
-        given = [statistics] if chosen.needs_statistics else []
-        merged = self.back(chosen.function(self.vectors, *given, **complete))
+        given = {}
+        if statistics is not None:
+            if len(statistics) != len(self.vectors):
+                raise ValueError(f"{method}: {len(self.vectors)} task vectors, but statistics of {len(statistics)}")
+            given["statistics"] = statistics
+        if chosen.needs_shapes:
+            given["shapes"] = self.shapes
+        merged = self.back(chosen.function(self.vectors, **given, **complete))
         if bad := first_not_finite([merged]):
             name = bad[1]
             raise ValueError(f"{method}: the merged {name!r} overflows {merged[name].dtype}; use a smaller scale")
@@ -58,7 +64,7 @@ def represent(vectors: Sequence[TaskVector], space: str = "weights", **options: 
     complete = spaces()[space].check(options)
     vectors = _checked(vectors)
     represented, back = spaces()[space].function(vectors, **complete)
-    return Representation(space, tuple(represented), back)
+    return Representation(space, tuple(represented), back, {name: delta.shape for name, delta in vectors[0].items()})
 
 
 def merge(

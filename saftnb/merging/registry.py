@@ -104,9 +104,15 @@ class Schema:
 
 @dataclass(frozen=True)
 class Method(Schema):
-    """A merge method: (vectors, [statistics], **hyperparameters) → task vector."""
+    """A merge method: (vectors, [statistics], [shapes], **hyperparameters) → task vector.
+
+    Attributes:
+        needs_statistics: it takes `statistics`, one mapping a task, see `merge`.
+        needs_shapes: it takes `shapes`, parameter name → the shape that the weight has outside of any merge space.
+    """
 
     needs_statistics: bool = False
+    needs_shapes: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,8 +126,10 @@ _SPACES: dict[str, Space] = {}
 
 def method(function: Callable[..., TaskVector]) -> Callable[..., TaskVector]:
     """Registers a function as the merge method of its name. Raises TypeError on an unusable annotation."""
-    needs = "statistics" in inspect.signature(function).parameters
-    _METHODS[function.__name__] = Method(function.__name__, function, _schema(function), needs)
+    takes = inspect.signature(function).parameters
+    _METHODS[function.__name__] = Method(
+        function.__name__, function, _schema(function), "statistics" in takes, "shapes" in takes
+    )
     return function
 
 

@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from saftnb.merging.deltas import promoted_dtype
 from saftnb.merging.registry import Range, space
-from saftnb.merging.spans import promoted_dtype
 from saftnb.task_vector import Delta, LowRank, TaskVector
 
 Represented = tuple[list[TaskVector], Callable[[TaskVector], TaskVector]]

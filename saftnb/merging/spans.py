@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import reduce
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from saftnb.merging.deltas import is_finite
 from saftnb.task_vector import Delta, LowRank, TaskVector
 
 MAX_WORKERS = 16
@@ -53,18 +53,6 @@ def read(vector: TaskVector, span: Span, dtype: torch.dtype) -> Tensor:
     if isinstance(delta, LowRank):
         return (delta.B[rows].to(dtype) @ delta.A.to(dtype)).view(-1)
     return delta[rows].reshape(-1).to(dtype)
-
-
-def promoted_dtype(deltas: Iterable[Delta], at_least: torch.dtype | None = None) -> torch.dtype:
-    """The narrowest dtype that holds every delta (and `at_least`) exactly, by PyTorch's promotion."""
-    dtypes = [delta.dtype for delta in deltas] + ([at_least] if at_least else [])
-    return reduce(torch.promote_types, dtypes)
-
-
-def is_finite(delta: Delta) -> bool:
-    """Whether a delta, or each factor of a low-rank one, is free of NaN and infinity; no memory needed."""
-    parts = (delta.B, delta.A) if isinstance(delta, LowRank) else (delta,)
-    return all(part.numel() == 0 or bool(torch.stack(torch.aminmax(part)).isfinite().all()) for part in parts)
 
 
 def first_not_finite(vectors: Sequence[TaskVector]) -> tuple[int, str] | None:

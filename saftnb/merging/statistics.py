@@ -1,7 +1,7 @@
 """What `fisher` and `regmean` need to know of a task: measured on its own fine-tuned model and some of its pictures."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +11,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from saftnb.backbones import ImageClassifier, resolve_device
 
+EXACT_CLASSES = 64  # up to so many labels the Fisher information sums over all of them
+
 
 def fisher_diagonal(
     model: ImageClassifier, images: Tensor, *, seed: int = 0, device: str = "auto", batch_size: int = 16
 ) -> dict[str, Tensor]:
     """The diagonal of the Fisher information, E_x E_y∼p(y|x) (∂ log p(y|x) / ∂θ)², over the tower's parameters.
 
+    The expectation over labels is exact for up to `EXACT_CLASSES` classes, one gradient for each, as in the authors'
+    code (Matena & Raffel 2022); with more it is one label a picture, drawn from the model itself.
+
     Args:
         model: a fine-tuned classifier. images: uint8 (n, 3, h, w), a few hundred.
-        seed: decides the labels, one a picture, drawn from the model itself.
+        seed: decides the labels that are drawn.
 
     Returns:
         parameter name -> tensor of the parameter's shape, on the CPU.
@@ -37,19 +42,32 @@ def fisher_diagonal(
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no rule for vmap
         for batch in images.split(batch_size):
             pixels = twin.pixels(batch.to(where))
-            shares = twin.classify(twin.tower(pixels)).softmax(dim=1).cpu()
-            drawn = F.one_hot(torch.multinomial(shares, 1, generator=generator)[:, 0], shares.shape[1]).to(where)
-            each = vmap(grad(log_likelihood), in_dims=(None, 0, 0))(weights, pixels, drawn)
-            for name, gradient in each.items():
-                totals[name] += gradient.square().sum(dim=0)
+            shares = twin.classify(twin.tower(pixels)).softmax(dim=1)
+            for labels, share in _labels(shares, generator):
+                each = vmap(grad(log_likelihood), in_dims=(None, 0, 0))(weights, pixels, labels)
+                for name, gradient in each.items():
+                    totals[name] += torch.einsum("b,b...->...", share, gradient.square_())
     return {name: (total / len(images)).cpu() for name, total in totals.items()}
+
+
+def _labels(shares: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Labels (b, classes), one-hot, and what each counts (b,): every label by its share, or one that is drawn."""
+    classes = shares.shape[1]
+    if classes <= EXACT_CLASSES:
+        for label, own in enumerate(torch.eye(classes, dtype=shares.dtype, device=shares.device)):
+            yield own.expand_as(shares), shares[:, label]
+    else:
+        drawn = torch.multinomial(shares.cpu(), 1, generator=generator)[:, 0].to(shares.device)
+        yield F.one_hot(drawn, classes).to(shares.dtype), torch.ones_like(shares[:, 0])
 
 
 @torch.no_grad()
 def gram_matrices(
     model: ImageClassifier, images: Tensor, *, device: str = "auto", batch_size: int = 100
 ) -> dict[str, Tensor]:
-    """G = Σ x xᵀ over all tokens of all pictures, for the inputs x of every `nn.Linear` of the tower.
+    """G, the mean of x xᵀ over all tokens of all pictures, for the inputs x of every `nn.Linear` of the tower.
+
+    A mean, as in public implementations of RegMean: else a task with more pictures would weigh more.
 
     Returns:
         name of the layer's weight -> (inputs, inputs), float64, on the CPU.
@@ -57,11 +75,13 @@ def gram_matrices(
     where = resolve_device(device)
     twin = copy.deepcopy(model).to(where).eval()
     found: dict[str, Tensor] = {}
+    tokens: dict[str, int] = {}
 
     def note(name: str):
         def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
             x = given[0].flatten(0, -2).double()
             found[name] = found.get(name, 0) + x.T @ x
+            tokens[name] = tokens.get(name, 0) + len(x)
 
         return hook
 
@@ -70,4 +90,4 @@ def gram_matrices(
             module.register_forward_pre_hook(note(f"{name}.weight"))
     for batch in images.split(batch_size):
         twin(batch.to(where))
-    return {name: gram.cpu() for name, gram in found.items()}
+    return {name: (gram / tokens[name]).cpu() for name, gram in found.items()}

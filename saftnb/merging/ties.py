@@ -5,7 +5,8 @@ With d entries per task vector over *all* parameters (rules of the released KnOT
 1. Trim: per task, threshold = the k-th smallest |x|, k = d − int(d · keep). Entries with |x| ≥ threshold
    stay: int(d · keep) + 1 of them, and all that tie with the last. keep = 1 trims nothing.
 2. Elect: per entry, γ = sign Σ_t x_t over the trimmed values. Where the sum is zero, γ is the majority sign,
-   sign Σ_entries γ, and +1 if that is zero too.
+   sign Σ_entries γ, and −1 if that is zero too: the paper is silent, and in the released code of TIES and of KnOTS
+   an entry without a positive sign takes the negative values.
 3. Merge: per entry, the mean (or sum) of the nonzero survivors whose sign is γ; 0 if there are none. Times λ.
 
 The sign of a sum is that of the exact sum, wherever float32 could get it wrong decided in float64 from sorted
@@ -22,7 +23,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from saftnb.merging.spans import Span, cut_into_spans, in_parallel, promoted_dtype, read, workers_for
+from saftnb.merging.deltas import promoted_dtype
+from saftnb.merging.spans import Span, cut_into_spans, in_parallel, read, workers_for
 from saftnb.task_vector import TaskVector
 
 SPAN = {"cpu": 2**17, "cuda": 2**22}
@@ -63,7 +65,7 @@ def trim_elect_merge(
         return balance, undecided
 
     shares = in_parallel(lambda todo: fill(todo, majority=1), spans, workers)
-    if sum(balance for balance, _ in shares) < 0:  # zero sums were taken for +: do their spans again
+    if sum(balance for balance, _ in shares) <= 0:  # zero sums were taken for +: do their spans again
         in_parallel(lambda todo: fill(todo, majority=-1), [s for _, found in shares for s in found], workers)
     return TaskVector(merged)
 

@@ -117,16 +117,33 @@ def test_ranks_may_differ_and_the_first_factors_follow_the_seed(suite):
     small, large = (training(suite, plan(rank=r)) for r in (2, 8))
     sizes = [sum(p.numel() for p in run.trained.values()) for run in (small, large)]
     assert sizes[1] == 4 * sizes[0]
-    tower = add_lora(suite.tower(), rank=2, seed=adapter_seed(load_suite("thimble").tasks["digits"], 0))
+    tower = add_lora(suite.tower(), rank=2, seed=adapter_seed(suite.tasks["digits"], plan(), 0))
     assert torch.equal(
         small.classifier.tower.state_dict()["transformer.resblocks.0.attn.q_proj.lora_A.default.weight"],
         tower.state_dict()["transformer.resblocks.0.attn.q_proj.lora_A.default.weight"],
     )
-    first = {
-        adapter_seed(load_suite("thimble").tasks[task], seed) for task in ("digits", "patterns") for seed in (0, 1)
-    }
-    assert len(first) == 4
     assert not lora_vector({n: p for n, p in tower.named_parameters() if "lora_" in n}, 1.0).norm()
+
+
+def test_all_tasks_start_from_one_a_or_each_from_its_own(suite):
+    """KnOTS's released script copies one LoRA model for every task; with separate ones the fingerprints differ, too."""
+
+    def first(task, seed, shared):
+        recipe_ = plan(shared_init=shared)
+        run = Training(suite.classifier(task, suite.tower()), suite.tasks[task], recipe_, seed, torch.device("cpu"))
+        return {name: p.detach() for name, p in run.trained.items() if "lora_A" in name}
+
+    def equal(a, b):
+        return all(torch.equal(a[name], b[name]) for name in a)
+
+    one, two = list(suite.tasks)[:2]
+    assert equal(first(one, 0, True), first(two, 0, True))
+    assert not equal(first(one, 0, True), first(one, 1, True))
+    assert not equal(first(one, 0, False), first(two, 0, False))
+    assert not equal(first(one, 0, False), first(one, 1, False))
+    assert plan().shared_init
+    assert plan().inputs()["shared_init"] is True  # named, since older checkpoints of the same fields had separate ones
+    assert plan(shared_init=False).inputs() != plan().inputs()
 
 
 def test_the_paper_s_values():

@@ -115,5 +115,5 @@ def test_fields_that_came_later_are_named_only_where_they_differ():
     assert (changed["accumulate"], changed["precision"]) == (2, "bf16")
     assert set(dataclasses.asdict(recipe("saft", "pocket"))) - recipe("saft", "pocket").inputs().keys() == {
         "clip", "accumulate", "precision", "compile", "rank", "alpha", "dropout", "patience", "min_delta",
-        "schedule", "checkpointing",
+        "schedule", "checkpointing", "shared_init",
     }  # fmt: skip

@@ -462,14 +462,16 @@ def test_a_first_gradient_that_is_not_finite_stops_the_step(kind, bad, clip):
         ascent_step(model.named_parameters(), kind)
 
 
-def test_a_second_gradient_to_be_clipped_must_be_finite():
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_second_gradient_must_be_finite(clip, bad):
     model, seen = net(), []
-    optimizer = SharpnessAware(BASES["adamw"](model.parameters()), clip_second=1.0)
+    optimizer = SharpnessAware(BASES["adamw"](model.parameters()), clip_second=clip)
     before, usual = clones(model), closure_of(model, optimizer, batch(), seen)
 
     def closure():
         usual()
-        model[0].bias.grad[1] = math.inf if len(seen) == 2 else 1.0
+        model[0].bias.grad[1] = bad if len(seen) == 2 else 1.0
 
     with pytest.raises(FloatingPointError, match=r"gradient at w \+ eps"):
         optimizer.step(closure)
@@ -480,7 +482,9 @@ def test_a_second_gradient_to_be_clipped_must_be_finite():
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda b: SharpnessAware(b, rho=-0.1), ValueError, "rho must be finite and not negative, got -0.1"),
+        (lambda b: SharpnessAware(b, rho=-0.1), ValueError, "rho must be a finite number and not negative, got -0.1"),
+        (lambda b: SharpnessAware(b, rho="0.5"), ValueError, "rho must be a finite number .*, got '0.5'"),
+        (lambda b: SharpnessAware(b, rho=True), ValueError, "rho must be"),
         (lambda b: SharpnessAware(b, rho=math.nan), ValueError, "rho must be"),
         (lambda b: SharpnessAware(b, rho=math.inf), ValueError, "rho must be"),
         (lambda b: setattr(SharpnessAware(b), "rho", math.nan), ValueError, "rho must be"),

@@ -139,6 +139,26 @@ def test_each_parameter_keeps_its_dtype(method: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["dare_task_arithmetic", "dare_ties", "fisher", "regmean"])
+def test_products_of_half_precision_factors_are_formed_in_float32(method: str, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(1)
+    halves = [
+        TaskVector({"w": LowRank(torch.randn(9, 3, generator=g).to(dtype), torch.randn(3, 7, generator=g).to(dtype))})
+        for _ in range(3)
+    ]
+    given_ = {"drop": 0.0} if method.startswith("dare") else {}
+    if method == "fisher":
+        given_ = {"statistics": [{"w": torch.rand(9, 7, generator=g)} for _ in halves]}
+    if method == "regmean":
+        given_ = {"statistics": [{"w": torch.eye(7)} for _ in halves]}
+    exact = merge([v.to(torch.float32) for v in halves], method, **given_)
+    same(merge(halves, method, **given_), exact.to(dtype), rtol=0, atol=0)
+    if method == "dare_task_arithmetic":
+        total = sum(v["w"].B.double() @ v["w"].A.double() for v in halves)
+        assert_close(exact["w"].double(), total, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", ["average", "task_arithmetic", "ties"])
 def test_half_precision_is_rounded_once_at_the_end(method: str, dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(1)

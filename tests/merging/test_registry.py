@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from saftnb.merging import LowRank, TaskVector, merge, methods, registry
+from saftnb.merging.deltas import is_finite
 from saftnb.merging.registry import Hyperparameter, Range
-from saftnb.merging.spans import is_finite
 
 
 def vector(*values: float, **more: torch.Tensor) -> TaskVector:
@@ -40,9 +40,10 @@ def test_the_methods_and_their_schemas() -> None:
         "ties": ["keep", "scale", "aggregate"],
         "dare_task_arithmetic": ["drop", "seed", "scale"],
         "dare_ties": ["drop", "seed", "keep", "scale", "aggregate"],
-        "fisher": [],
+        "fisher": ["normalize"],
         "regmean": ["off_diagonal"],
         "iso_c": ["scale"],
+        "iso_cts": ["common", "scale"],
         "tsv_m": ["scale"],
     }
     assert str(methods()["ties"]) == (

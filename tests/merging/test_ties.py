@@ -30,7 +30,7 @@ def reference(vectors: list[list[float]], keep: float, scale: float = 1.0, aggre
         trimmed.append([value if abs(value) >= threshold else 0.0 for value in x])
     columns = list(zip(*trimmed, strict=True))
     signs = [int(np.sign(math.fsum(column))) for column in columns]
-    majority = -1 if sum(signs) < 0 else 1
+    majority = 1 if sum(signs) > 0 else -1
     merged = []
     for column, sign in zip(columns, signs, strict=True):
         agreeing = [value for value in column if value * (sign or majority) > 0]
@@ -100,7 +100,7 @@ def test_the_mean_is_over_the_survivors_that_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rest", "expected"), [([1.0, 1.0, -1.0], 3.0), ([1.0, -1.0, -1.0], -3.0), ([1.0, -1.0, 0.0], 3.0)]
+    ("rest", "expected"), [([1.0, 1.0, -1.0], 3.0), ([1.0, -1.0, -1.0], -3.0), ([1.0, -1.0, 0.0], -3.0)]
 )
 def test_a_zero_sum_takes_the_majority_of_the_elected_signs(rest: list[float], expected: float) -> None:
     a, b = [3.0, 100.0 * rest[0], *rest[1:]], [-3.0, *rest]  # the size of the sums has no say
@@ -113,8 +113,9 @@ def test_a_zero_sum_of_unequal_numbers_of_tasks_takes_the_mean_of_the_majority()
     assert ties([-5, 1, 1], [3, 1, 1], [2, 1, 1], keep=1) == [2.5, 1, 1]
 
 
-def test_opposites_alone_are_taken_for_positive() -> None:
-    assert ties([1, -2, 0], [-1, 2, 0], keep=1) == [1, 2, 0]
+def test_opposites_alone_take_the_negatives_as_in_the_released_code() -> None:
+    assert ties([1, -2, 0], [-1, 2, 0], keep=1) == [-1, -2, 0]
+    assert ties([0, 0], [0, 0], keep=1) == [0, 0]
 
 
 @pytest.mark.parametrize("column", [[2.0**24, 1.0, -(2.0**24)], [2.0**24, 1.0, 1.0, 1.0, -(2.0**24) - 2]])
