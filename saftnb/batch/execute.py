@@ -17,19 +17,35 @@ import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
+import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import default
 
 from saftnb.batch.manifest import NOTEBOOK, OUTCOME, PROGRESS
+from saftnb.batch.streams import coalesced
 from saftnb.run_folder import write_json
+
+
+# ipykernel's own launcher, but for queues that lose nothing: by default ZeroMQ drops what a cell prints faster than it is
+# read, 1,000 pieces on, and with it the word that the cell has ended.
+LAUNCHER = """
+import sys, zmq
+del sys.path[0]
+from ipykernel.kernelapp import IPKernelApp
+class App(IPKernelApp):
+    def init_iopub(self, context):
+        context.setsockopt(zmq.SNDHWM, 0)
+        super().init_iopub(context)
+App.launch_instance()
+"""
 
 
 class _ThisPython(KernelSpecManager):
     """Whatever kernels are installed, 'python3' is the interpreter that runs this."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        command = [sys.executable, "-c", LAUNCHER, "-f", "{connection_file}"]
         return KernelSpec(argv=command, display_name="Python 3", language="python", name=kernel_name)
 
 
@@ -50,6 +66,12 @@ class _Kernel(AsyncKernelManager):
     @default("shutdown_wait_time")
     def _patience(self) -> float:
         return 10.0
+
+    def client(self, **options: Any) -> Any:
+        """With a queue that loses nothing, too."""
+        made = super().client(**options)
+        made.context.setsockopt(zmq.RCVHWM, 0)
+        return made
 
     async def is_alive(self) -> bool:
         alive = await super().is_alive()
@@ -84,10 +106,10 @@ def execute(parameters: dict[str, Any], cwd: str, sockets: str | None = None) ->
             kernel_manager_class=_Kernel,
             progress_bar=False,
             log_output=True,
-            coalesce_streams=True,
             start_timeout=180,
             iopub_timeout=180,
             on_cell_start=_Follower(injected=bool(parameters)),
+            on_cell_executed=_settle,
         )
     except papermill.PapermillExecutionError as error:
         return {"status": "failed", "reason": f"{error.ename}: {error.evalue} (cell {error.exec_count})"}
@@ -101,6 +123,10 @@ def execute(parameters: dict[str, Any], cwd: str, sockets: str | None = None) ->
     if skipped:  # papermill takes sys.exit(0) for a success
         return {"status": "failed", "reason": f"stopped early: {len(skipped)} cells were not run"}
     return {"status": "done"}
+
+
+def _settle(cell: Any, cell_index: int, execute_reply: Any) -> None:
+    cell.outputs = coalesced(cell.outputs)
 
 
 class _Follower:

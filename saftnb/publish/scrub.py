@@ -24,7 +24,8 @@ ELSEWHERE = re.compile(
 )
 SECRET = re.compile(r"token|key|secret|passw|credential", re.IGNORECASE)  # in the name of an environment variable
 LONGEST = 240  # lines of one output
-PROGRESS = re.compile(r"\d+%\|.*\||\d+(?:\.\d+)?(?:it|s)/(?:it|s)\]")
+WIDEST = 20_000  # characters of one line
+PROGRESS = re.compile(r"(?<!\d)\d+%\|.*\||(?<!\d)\d+(?:\.\d+)?(?:it|s)/(?:it|s)\]")
 
 
 def root_above(start: Path) -> Path:
@@ -93,10 +94,15 @@ def without_progress(text: str) -> str:
 
 
 def shorten(text: str, lines: int = LONGEST) -> str:
-    """The beginning and the end of a text that is longer than `lines` lines."""
-    rows = text.split("\n")
+    """The beginning and the end of a text that is longer than `lines` lines, and of a line that is very long."""
+    rows = [_narrow(row) for row in text.split("\n")]
     if len(rows) <= lines:
-        return text
+        return "\n".join(rows)
     half = lines // 2
     left_out = f"… {len(rows) - 2 * half:,} lines left out …"
     return "\n".join([*rows[:half], left_out, *rows[-half:]])
+
+
+def _narrow(row: str) -> str:
+    half = WIDEST // 2
+    return row if len(row) <= WIDEST else f"{row[:half]} … {len(row) - 2 * half:,} characters left out … {row[-half:]}"
