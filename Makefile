@@ -13,8 +13,7 @@ STANDINS := $(RUNS)/standins-data
 .PHONY: report test lab grid notebooks bench smollm spot-check lint clean
 
 report: $(READY)
-	$(BIN)/saftnb grid notebooks/grids/pocket.yaml --runs $(RUNS)
-	$(BIN)/saftnb report $(RUNS)/pocket -o reports/pocket
+	$(BIN)/saftnb grid notebooks/grids/pocket.yaml --runs $(RUNS) --report reports/pocket
 
 # Two workers with one thread each. The notebooks run under nbval as copies at thimble size, with their own store, and
 # once with suite=vision8 on stand-ins for the hub's data and OpenAI's weights.

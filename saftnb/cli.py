@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--engine", choices=ENGINES, help="default: the grid's, or local")
     grid.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster (default: RAY_ADDRESS, or started here)")
     grid.add_argument("--fresh", action="store_true", help="run here what would be taken from the kept runs")
+    grid.add_argument("--report", type=Path, metavar="OUT", help="write the report into OUT, anew after each run")
     grid.set_defaults(command=_grid)
     keep = commands.add_parser("keep", help="write a grid's finished runs, tables and figures where its file says")
     keep.add_argument("file", type=Path, metavar="FILE", help="the grid, in YAML")
@@ -102,12 +103,20 @@ def _grid(options: argparse.Namespace) -> int:
         about = estimate(grid, planned.todo, options.jobs or grid.jobs or 1) or measured_hours(grid, planned.todo)
         print(f"{len(planned.todo)} to do{about}")
         return 0
+    display, live = fitting_display(), None
+    if options.report:
+        from saftnb.publish import LiveReport
+
+        with _refusing(ValueError):
+            live = LiveReport(grid.runs[0].folder.parent, options.report, display.say)
     with _stopped_politely(), _refusing(GridError, OSError):
         engine = open_engine(kind, options.jobs or grid.jobs, options.address)
         statuses = run_grid(
             grid, options.jobs, options.force, fresh=options.fresh, only=options.only,
-            retry_failed=options.retry_failed, engine=engine, display=fitting_display(),
+            retry_failed=options.retry_failed, engine=engine, display=display, after_each=live,
         ).values()  # fmt: skip
+    if live and (index := live.close()):
+        print(f"open {index}")
     if "interrupted" in statuses or "not started" in statuses:
         return 130
     return 0 if all(status in OVER for status in statuses) else 1

@@ -372,14 +372,20 @@ def loss_planes(grid: pd.DataFrame, marks: pd.DataFrame) -> Figure:
     return figure
 
 
+EVERY_SPACE = "the same in all"
+
+
 def spaces_and_methods(frame: pd.DataFrame, individual: pd.Series) -> Figure:
     """Mean accuracy of every method in every space, a panel a recipe; bars span the seeds.
 
     Args:
-        frame: columns model, space, recipe, seed, accuracy (mean over tasks, %).
+        frame: columns model, space, recipe, seed, accuracy (mean over tasks, %); the space is `EVERY_SPACE` for a
+            method that gives the same in all of them.
         individual: recipe -> mean accuracy of the tasks' own models, a dashed line.
     """
     recipes, models, spaces = (list(dict.fromkeys(frame[column])) for column in ("recipe", "model", "space"))
+    spaces = [space for space in spaces if space != EVERY_SPACE] + [EVERY_SPACE] * (EVERY_SPACE in spaces)
+    apart = sum(space != EVERY_SPACE for space in spaces)
     figure, axes = plt.subplots(
         1,
         len(recipes),
@@ -392,7 +398,7 @@ def spaces_and_methods(frame: pd.DataFrame, individual: pd.Series) -> Figure:
         for number, space in enumerate(spaces):
             part = frame[(frame["recipe"] == recipe) & (frame["space"] == space)].groupby("model")["accuracy"]
             means, low, high = (value.reindex(models) for value in (part.mean(), part.min(), part.max()))
-            places = np.arange(len(models)) + 0.22 * (number - (len(spaces) - 1) / 2)
+            places = np.arange(len(models)) + (0.22 * (number - (apart - 1) / 2) if number < apart else 0)
             filled = {"markerfacecolor": _colour(recipe) if space != "weights" else "none"}
             axis.errorbar(
                 means, places, xerr=[means - low, high - means], fmt="os^D"[number % 4], color=_colour(recipe),

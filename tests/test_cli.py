@@ -137,14 +137,22 @@ def test_one_real_grid_with_a_library_that_is_not_the_installed_one(grid: Path) 
         nbformat.v4.new_code_cell(f"import saftnb; assert saftnb.__file__.startswith({str(grid.parent)!r})"),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), "notebooks/a.ipynb")
-    command = [sys.executable, "-m", "saftnb", "grid", "g.yaml", "--jobs", "2"]
+    command = [sys.executable, "-m", "saftnb", "grid", "g.yaml", "--jobs", "2", "--report", "out"]
     environment = os.environ | {"PATH": "/usr/bin:/bin"}  # no python of the venv to be found by name
     first = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert first.returncode == 0, first.stdout + first.stderr
     assert len(list(Path("runs/g").glob("a-*/manifest.json"))) == 2
+    assert len(list(Path("out").glob("a-*.html"))) == 2
+    lines = first.stdout.splitlines()
+    assert next(i for i, line in enumerate(lines) if line.startswith("report")) < len(lines) - 2, "before the grid ends"
+    assert lines[-1] == "open out/index.html"
     again = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert again.returncode == 0
     assert again.stdout.count("done before") == 2
+    Path("out/notes.txt").write_text("mine")
+    refused = subprocess.run([*command, "--force"], capture_output=True, text=True, env=environment)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "saftnb: out holds notes.txt, which no report wrote; choose another folder\n"
 
 
 def test_an_engine_that_cannot_be_had_is_one_line(grid: Path, monkeypatch, capsys) -> None:

@@ -66,6 +66,7 @@ SIZES = {
         "keeps": [0.2, 1.0],
         "drops": [0.5],
         "draws": [0, 1],
+        "spectral_scales": [0.5, 1.0],
         "densities": [0.5],
         "statistics_pictures": 20,
     },
@@ -97,7 +98,8 @@ SIZES = {
     "13_nli": {
         "suite": "thimble-nli",
         "seeds": [0, 1],
-        "methods": ["task_arithmetic", "ties", "dare_ties"],
+        "methods": ["task_arithmetic", "ties", "dare_ties", "iso_c"],
+        "spectral_scales": [0.5, 1.0],
         "scales": [0.3, 1.0],
         "keeps": [0.2, 1.0],
         "drops": [0.5],
@@ -114,6 +116,7 @@ SIZES = {
         "subset_sizes": [2],
         "subset_scales": [0.3],
     },
+    "appendix/evidence_spectral": {"suite": "thimble", "scales": [0.5, 1.0]},
     "appendix/recipe_search": {
         "suite": "thimble",
         "tasks": ["digits"],

@@ -60,11 +60,13 @@ def run_grid(
     retry_failed: bool = False,
     engine: Engine | None = None,
     display: Display | None = None,
+    after_each: Callable[[], None] | None = None,
 ) -> dict[str, str]:
     """Execute what is missing of ``grid`` and return the status of every run by its id.
 
     ``force``, ``fresh``, ``only``, ``retry_failed``: see `plan`. ``engine``: by default the grid's, with ``jobs``
     or the grid's jobs at a time. ``say`` gets every line, ``display`` the lines and the state of the grid.
+    ``after_each`` is called when a run has ended, and must not take long.
 
     The statuses are those of the manifests, and three more: ``blocked`` (a run that it waits for is not done),
     ``not started`` (stopped by Ctrl-C before) and ``left out`` (not asked for). One failure stops no other run.
@@ -83,7 +85,7 @@ def run_grid(
             about = estimate(grid, todo, engine.width)
             head = f"grid {grid.name}: {_plural(len(grid.runs))}, {len(todo)} to do"
             shown.say(f"{head}, {engine.describe(grid)}{about}")
-            state = _State(grid, engine, planned, shown)
+            state = _State(grid, engine, planned, shown, after_each or (lambda: None))
             try:
                 state.work()
             except KeyboardInterrupt:
@@ -101,9 +103,11 @@ def run_grid(
 class _State:
     """The state of one call of `run_grid`; only the calling thread changes it."""
 
-    def __init__(self, grid: Grid, engine: Engine, planned: Plan, display: Display) -> None:
+    def __init__(
+        self, grid: Grid, engine: Engine, planned: Plan, display: Display, after_each: Callable[[], None]
+    ) -> None:
         self.grid, self.engine, self.plan, self.display = grid, engine, planned, display
-        self.say = display.say
+        self.say, self.after_each = display.say, after_each
         self.waiting = list(grid.runs)
         self.status: dict[str, str] = {}
         self.running: dict[Future[dict], Run] = {}
@@ -224,6 +228,7 @@ class _State:
             self._begin(run)
         self.status[run.id] = manifest["status"]
         self.say(_line(run, manifest, self.plan.reasons[run.id]))
+        self.after_each()
 
 
 def _token(run: Run) -> str | None:

@@ -26,9 +26,8 @@ from saftnb.batch.manifest import NOTEBOOK, OUTCOME, PROGRESS
 from saftnb.batch.streams import coalesced
 from saftnb.run_folder import write_json
 
-
-# ipykernel's own launcher, but for queues that lose nothing: by default ZeroMQ drops what a cell prints faster than it is
-# read, 1,000 pieces on, and with it the word that the cell has ended.
+# ipykernel's own launcher, but for a queue that loses nothing: by default ZeroMQ drops what a cell prints faster than
+# it is read, 1,000 pieces on, and with it the word that the cell has ended.
 LAUNCHER = """
 import sys, zmq
 del sys.path[0]

@@ -9,7 +9,7 @@ from nbformat import NotebookNode
 
 
 def coalesced(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
-    """All text of a stream in the place of its first piece, stdout before stderr where they meet; the rest as before."""
+    """All text of a stream in the place of its first piece, stdout before stderr where they meet."""
     pieces: dict[str, list[str]] = {}
     kept: list[NotebookNode] = []
     for output in outputs:

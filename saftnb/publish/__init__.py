@@ -1,6 +1,7 @@
 """HTML for collaborators: runs as pages that carry everything they need, and an index of them."""
 
 from saftnb.publish.index import publish_runs
+from saftnb.publish.live import LiveReport
 from saftnb.publish.page import publish_notebook
 
-__all__ = ["publish_notebook", "publish_runs"]
+__all__ = ["LiveReport", "publish_notebook", "publish_runs"]
