@@ -1,4 +1,4 @@
-"""Iso-C, Iso-CTS and TSV-M against a dense reference in NumPy, and what no spectral merge may depend on."""
+"""Iso-C, Iso-CTS and TSV-M against a dense reference in NumPy, and what a merge may not depend on."""
 
 from __future__ import annotations
 
@@ -132,25 +132,33 @@ def test_the_common_share_of_iso_cts(seed: int, common: float) -> None:
         same(merge(vectors, "iso_cts", common=common), merge(vectors, "iso_c"))
 
 
-@pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("method", METHODS)
+# Not TIES in Core Space: its bases come from the factors themselves, [B_1 … B_n] and [A_1; …; A_n].
+@pytest.mark.parametrize(
+    ("method", "space"),
+    [(m, s) for m in ("average", "task_arithmetic", *METHODS) for s in SPACES]
+    + [("ties", "weights"), ("ties", "knots")],
+)
 @given(seed=st.integers(0, 99))
 @quickly
 def test_how_b_a_was_factored_changes_nothing(method: str, space: str, seed: int) -> None:
     """In float32, where null directions of B A are rounding: other factors, factors of a larger rank, the product."""
-    vectors = draw(seed, 3, [3, 2, 3], torch.float32, {"w": (40, 30), "b": (3,)})
+    dtype = (
+        torch.float64 if method == "ties" else torch.float32
+    )  # where rounding decides what is trimmed, TIES may differ
+    vectors = draw(seed, 3, [3, 2, 3], dtype, {"w": (40, 30), "b": (3,)})
     g = torch.Generator().manual_seed(seed)
 
     def again(delta: torch.Tensor | LowRank) -> torch.Tensor | LowRank:
         if not isinstance(delta, LowRank):
             return delta
-        turn = torch.linalg.qr(torch.randn(delta.B.shape[1], delta.B.shape[1], generator=g)).Q * 2
+        turn = torch.linalg.qr(torch.randn(delta.B.shape[1], delta.B.shape[1], generator=g, dtype=dtype)).Q * 2
         B, A = delta.B @ turn, torch.linalg.solve(turn, delta.A)
         return LowRank(torch.cat([B, B], dim=1) / 2, torch.cat([A, A]))
 
     other = [TaskVector({name: again(delta) for name, delta in v.items()}) for v in vectors]
     same(merge(vectors, method, space=space), merge(other, method, space=space), 2e-5)
-    same(merge(vectors, method, space=space), merge([v.dense() for v in vectors], method), 1e-4)
+    if method != "ties" or space == "weights":
+        same(merge(vectors, method, space=space), merge([v.dense() for v in vectors], method), 1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
