@@ -1,1 +1,41 @@
+"""The front door: `import saftnb as sn` holds what most notebooks use, each loaded when it is first asked for.
+
+    suite = sn.load_suite("pocket")                           # tasks, and the model that learns them
+    experts = sn.task_vectors(suite, "sgd", seed=0)           # {"mnist": τ, …}: trained once, then loaded
+    merged = sn.merge(experts, "ties", keep=0.1, scale=0.5)   # one task vector for all tasks
+    sn.accuracy(suite, merged)                                # of θ0 + merged, task by task
+
+Everything stays where it is in the rooms of the library, such as `saftnb.merging.merge`.
+"""
+
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+# name -> its room, and what it is called there where that differs; "" is the room itself
+_DOORS = {
+    "load_suite": ("saftnb.suites", "load_suite"),
+    "recipe": ("saftnb.finetune", "recipe"),
+    "finetune": ("saftnb.finetune", "finetune"),
+    "task_vectors": ("saftnb.finetune", "task_vectors"),
+    "merge": ("saftnb.merging", "merge"),
+    "search": ("saftnb.merging.search", "search"),
+    "accuracy": ("saftnb.evaluate", "suite_accuracy"),
+    "plots": ("saftnb.plots", ""),
+    "reference": ("saftnb.reference", ""),
+    "record": ("saftnb.batch", "record"),
+}
+__all__ = ["__version__", *_DOORS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DOORS:
+        raise AttributeError(f"module 'saftnb' has no attribute {name!r}")
+    room, there = _DOORS[name]
+    found = import_module(room)
+    globals()[name] = getattr(found, there) if there else found
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

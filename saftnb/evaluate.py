@@ -60,6 +60,20 @@ def accuracies(hits_by_task: Mapping[str, Tensor]) -> dict[str, float]:
     return {task: found.double().mean().item() for task, found in hits_by_task.items()}
 
 
+def suite_accuracy(
+    suite: Suite | PairSuite, vector: TaskVector | None = None, *, split: str = "test", tasks: Sequence[str] = (),
+    pictures: int | None = None, tangent: bool = False, device: str = "auto",
+) -> pd.Series:  # fmt: skip
+    """Accuracy in 0 to 1 of one model, θ0 plus `vector`, on every task, and their mean as the last entry.
+
+    Args:
+        see `suite_hits`.
+    """
+    how = {"split": split, "tasks": tasks, "pictures": pictures, "tangent": tangent, "device": device}
+    found = pd.Series(accuracies(suite_hits(suite, vector, **how)), name="accuracy").rename_axis("task")
+    return pd.concat([found, pd.Series({"mean": found.mean()})]).rename("accuracy").rename_axis("task")
+
+
 def individual_hits(
     suite: Suite | PairSuite, vectors: Mapping[str, TaskVector], *, split: str = "test", pictures: int | None = None,
     tangent: bool = False, device: str = "auto",

@@ -62,6 +62,24 @@ def finetune(
         return store.load(inputs) or _train(suite, task, plan, seed, where, inputs, progress)
 
 
+def task_vectors(
+    suite: Suite | PairSuite,
+    recipe: Recipe | str = "sgd",
+    seed: int = 0,
+    *,
+    tasks: Sequence[str] = (),
+    device: str = "auto",
+    progress: bool = True,
+) -> dict[str, TaskVector]:
+    """Every task's own task vector τ = θ_tuned − θ0, by task: fine-tuned now, or loaded where that was done before.
+
+    Args:
+        tasks: those to train, in place of all. The rest as in `finetune`, with the same errors.
+    """
+    how = {"device": device, "progress": progress}
+    return {task: finetune(suite, task, recipe, seed, **how).task_vector for task in tasks or suite.tasks}
+
+
 class TaskVectors(Mapping[tuple[str, int], dict[str, TaskVector]]):
     """(recipe, seed) -> task -> task vector. All are trained at the start, or found; one (recipe, seed) at a time is in
     memory, read anew from the store when asked for: at full size there is no room for them all.

@@ -49,11 +49,15 @@ class Representation:
         return merged
 
 
-def represent(vectors: Sequence[TaskVector], space: str = "weights", **options: object) -> Representation:
+Experts = Sequence[TaskVector] | Mapping[str, TaskVector]
+
+
+def represent(vectors: Experts, space: str = "weights", **options: object) -> Representation:
     """Take task vectors to a merge space. `merge` does this each time; a search does it once.
 
     Args:
-        vectors: task vectors of equal names and shapes, all on one device. A parameter may have any floating dtype.
+        vectors: task vectors of equal names and shapes, all on one device, in a sequence or by task. A parameter may
+            have any floating dtype.
         space: a name in `spaces()`; see `saftnb.merging.spaces` for what each does. options: the space's own.
 
     Raises:
@@ -68,7 +72,7 @@ def represent(vectors: Sequence[TaskVector], space: str = "weights", **options: 
 
 
 def merge(
-    vectors: Sequence[TaskVector],
+    vectors: Experts,
     method: str,
     *,
     space: str = "weights",
@@ -77,8 +81,9 @@ def merge(
 ) -> TaskVector:
     """One task vector out of n, to be added to the base model: `merge(...).apply_to(model)`.
 
-    vectors: task vectors of equal names and shapes, all on one device. A parameter may have any floating
-        dtype; it is computed in float32 at least, and the result has its dtype (promoted where they differ).
+    vectors: task vectors of equal names and shapes, all on one device, in a sequence or by task. A parameter may have
+        any floating dtype; it is computed in float32 at least, and the result has its dtype (promoted where they
+        differ).
     method: a name in `methods()`. hyperparameters: the method's and the space's own, each with a default.
     space: where the method works, a name in `spaces()`: the task vectors themselves ("weights"), or the bases in which
         "knots" or "core" align them; there the merged matrices are low-rank where the given ones were.
@@ -107,8 +112,10 @@ def _chosen(space: str, method: str, hyperparameters: dict[str, object]):
     return chosen, chosen.check(hyperparameters)
 
 
-def _checked(vectors: Sequence[TaskVector]) -> list[TaskVector]:
-    vectors = list(vectors)
+def _checked(vectors: Experts) -> list[TaskVector]:
+    if isinstance(vectors, TaskVector):
+        raise ValueError("merge takes several task vectors, in a list or by task, and got one TaskVector")
+    vectors = list(vectors.values() if isinstance(vectors, Mapping) else vectors)
     if not vectors:
         raise ValueError("merge needs at least one task vector, got none")
     for i, vector in enumerate(vectors):

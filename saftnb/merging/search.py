@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import Tensor
 
-from saftnb.merging.merge import Representation, represent
+from saftnb.merging.merge import Experts, Representation, represent
 from saftnb.merging.registry import methods
 from saftnb.progress import progress_bar
 from saftnb.task_vector import TaskVector
@@ -33,7 +33,7 @@ class Search:
 
 
 def search(
-    vectors: Sequence[TaskVector] | Representation,
+    vectors: Experts | Representation,
     method: str,
     grid: Mapping[str, Sequence[float]],
     score: Callable[[TaskVector], Mapping[str, float]],
@@ -65,7 +65,7 @@ def search(
 
 
 def coordinate_search(
-    vectors: Sequence[TaskVector] | Representation,
+    vectors: Experts | Representation,
     method: str,
     grid: Mapping[str, Sequence[float]],
     score: Callable[[TaskVector], Mapping[str, float]],
@@ -125,7 +125,7 @@ def _size(grid: Mapping[str, Sequence[float]]) -> int:
     return math.prod(len(values) for values in grid.values())
 
 
-def _represented(vectors: Sequence[TaskVector] | Representation) -> Representation:
+def _represented(vectors: Experts | Representation) -> Representation:
     return vectors if isinstance(vectors, Representation) else represent(vectors)
 
 
@@ -158,7 +158,7 @@ def _edges(grid: Mapping[str, Sequence[float]], best: Mapping[str, float]) -> li
 
 
 def per_target(
-    vectors: Sequence[TaskVector] | Representation,
+    vectors: Experts | Representation,
     method: str,
     found: Search,
     *,

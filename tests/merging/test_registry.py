@@ -90,7 +90,7 @@ def test_every_kind_of_real_number_is_a_number(scale: object) -> None:
 
 def test_vectors_must_fit_together() -> None:
     refused("needs at least one task vector", [], "average")
-    refused("item 0 is a str", vector(), "average")
+    refused("got one TaskVector", vector(), "average")
     refused("item 1 is a dict", [vector(), {"w": torch.ones(2)}], "average")
     refused("vector 2 has 'x', vector 0 has not", [vector(), vector(), vector(x=torch.ones(1))], "ties")
     refused("vector 0 has 'x', vector 1 has not", [vector(x=torch.ones(1)), vector()], "ties")
