@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 _DOORS = {
     "load_suite": ("saftnb.suites", "load_suite"),
     "recipe": ("saftnb.finetune", "recipe"),
-    "finetune": ("saftnb.finetune", "finetune"),
+    "finetune": ("saftnb.finetune", ""),  # a room that can be called
     "task_vectors": ("saftnb.finetune", "task_vectors"),
     "merge": ("saftnb.merging", "merge"),
     "search": ("saftnb.merging.search", "search"),

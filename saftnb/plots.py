@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -369,6 +370,66 @@ def loss_planes(grid: pd.DataFrame, marks: pd.DataFrame) -> Figure:
     bar = figure.colorbar(drawn, ax=axes, label="joint loss, nats", shrink=0.85)
     ticks = levels[::3]
     bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+    return figure
+
+
+def task_plane(frame: pd.DataFrame) -> Figure:
+    """Accuracy of θ0 + a τ1 + b τ2 over a and b: a heat map a task, and one of their mean with a star at its best.
+
+    Columns a, b, task, accuracy (0 to 1). The first task's vector lies along a, the second's along b.
+    """
+    tasks = list(dict.fromkeys(frame["task"]))
+    tables = [part.pivot(index="b", columns="a", values="accuracy") for _, part in frame.groupby("task", sort=False)]
+    tables.append(sum(tables) / len(tables))
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.5), sharey=True)
+    for axis, table, title in zip(axes, tables, [*tasks, "mean of both"], strict=True):
+        step_a, step_b = table.columns[1] - table.columns[0], table.index[1] - table.index[0]
+        extent = (
+            table.columns[0] - step_a / 2, table.columns[-1] + step_a / 2,
+            table.index[0] - step_b / 2, table.index[-1] + step_b / 2,
+        )  # fmt: skip
+        shown = axis.imshow(100 * table, origin="lower", extent=extent, cmap="viridis", vmin=0, vmax=100)
+        for place, name in (((0, 0), "θ0"), ((1, 0), f"{tasks[0]} expert"), ((0, 1), f"{tasks[1]} expert")):
+            axis.plot(*place, "o", color="white", markeredgecolor=_INK, markersize=7)
+            right = place[0] > 0  # there the label goes to the left
+            axis.annotate(
+                name, place, (-6 if right else 6, 7), textcoords="offset points", ha="right" if right else "left",
+                color="white", fontsize=9, fontweight="bold",
+            )  # fmt: skip
+        axis.set(title=title, xlabel=f"a, share of τ of {tasks[0]}")
+        axis.grid(False)
+    best = tables[-1].stack().idxmax()
+    axes[-1].plot(best[1], best[0], "*", color="white", markeredgecolor=_INK, markersize=16)
+    axes[0].set_ylabel(f"b, share of τ of {tasks[1]}")
+    figure.colorbar(shown, ax=axes[-1], label="test accuracy, %", shrink=0.9)
+    return figure
+
+
+def interference(deltas: Sequence[Tensor], kept: Sequence[Tensor], names: Sequence[str]) -> Figure:
+    """One patch of a weight matrix in every task vector: all entries above, below those that trimming keeps; and last
+    how many tasks share the majority's sign, grey where fewer than two tasks have an entry.
+
+    Args:
+        deltas, kept: matrices of one shape, one a task. names: the tasks.
+    """
+    figure, axes = plt.subplots(2, len(names) + 1, figsize=(1.55 * (len(names) + 1), 3.6))
+    limit = max(float(delta.abs().max()) for delta in deltas)
+    for row, matrices, label in zip(axes, (deltas, kept), ("all entries", "the largest"), strict=True):
+        for axis, matrix in zip(row, matrices, strict=False):
+            axis.imshow(matrix.numpy(), cmap="PuOr", vmin=-limit, vmax=limit)
+        signs = sum(matrix.sign() for matrix in matrices).abs()
+        some = sum(matrix.sign().abs() for matrix in matrices)
+        shares = (0.5 + 0.5 * signs / some.clamp(min=1)).where(some > 1, torch.nan)
+        row[-1].set_facecolor("#d9d9d9")
+        shown = row[-1].imshow(shares.numpy(), cmap="Greens", vmin=0.5, vmax=1)
+        row[0].set_ylabel(label, fontsize=10)
+    for axis, name in zip(axes[0], [*names, "agreement"], strict=True):
+        axis.set_title(name, fontsize=10, fontweight="normal", loc="center")
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+    figure.colorbar(shown, ax=axes[:, -1], ticks=[0.5, 1], shrink=0.8, format=lambda x, _: f"{x:.0%}")
     return figure
 
 

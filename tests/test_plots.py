@@ -1,6 +1,7 @@
 """Every figure draws from a tidy frame, with the recipes' own colours and labelled axes."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -89,3 +90,26 @@ def test_the_forest_has_a_row_a_group_and_names_the_overall_difference():
 def test_every_recipe_has_a_colour_of_its_own_and_a_name():
     assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
     assert plots.COLOURS.keys() <= plots.LABELS.keys()
+
+
+def test_the_plane_of_two_tasks_has_a_map_for_each_and_a_star_at_the_best_mean():
+    grid = [0.0, 0.5, 1.0]
+    frame = pd.DataFrame(
+        {"a": a, "b": b, "task": task, "accuracy": 1 - (a - 0.5) ** 2 - (b - (task == "y")) ** 2}
+        for a in grid
+        for b in grid
+        for task in ("x", "y")
+    )
+    axes = plots.task_plane(frame).axes
+    assert [axis.get_title(loc="left") or axis.get_title() for axis in axes[:3]] == ["x", "y", "mean of both"]
+    stars = [line for axis in axes[:3] for line in axis.lines if line.get_marker() == "*"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in stars] == [(0.5, 0.5)]
+
+
+def test_interference_shows_how_many_tasks_share_a_sign():
+    one, two = torch.tensor([[1.0, 2.0], [0.0, -1.0]]), torch.tensor([[1.0, -2.0], [3.0, -1.0]])
+    figure = plots.interference([one, two], [one, two], ["x", "y"])
+    shares = figure.axes[2].images[0].get_array()
+    assert shares[0, 0] == shares[1, 1] == 1.0
+    assert shares[0, 1] == 0.5
+    assert np.ma.is_masked(shares[1, 0]) or np.isnan(shares[1, 0])  # one task alone agrees with nobody

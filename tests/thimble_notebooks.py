@@ -13,6 +13,13 @@ import papermill
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 # What makes each notebook small. A notebook that is not named here is an error, so that none goes untested.
 SIZES = {
+    "00_merging_by_hand": {
+        "suite": "thimble",
+        "one": "digits",
+        "points": 3,
+        "pictures": 20,
+        "scales": [0.3, 1.0],
+    },
     "01_sharpness_aware_finetuning": {
         "suite": "thimble",
         "task": "patterns",
