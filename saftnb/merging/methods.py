@@ -127,7 +127,7 @@ def regmean(
         for gram in (one.to(delta.device, torch.float64) for one in given):
             shrunk.append(off_diagonal * gram + (1 - off_diagonal) * torch.diag(gram.diagonal()))
         pulled = sum(dense(v[name], torch.float64) @ gram for v, gram in zip(vectors, shrunk, strict=True))
-        eps = max(torch.finfo(one.dtype).eps for one in given)
+        eps = max(torch.finfo(torch.promote_types(one.dtype, torch.float32)).eps for one in given)
         merged[name] = _divided(pulled, sum(shrunk), eps).to(promoted_dtype(v[name] for v in vectors))
     return TaskVector(merged)
 

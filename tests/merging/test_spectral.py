@@ -187,6 +187,15 @@ def test_shared_factors_are_no_directions_twice(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adapters_merge_with_full_updates(method: str, dtype: torch.dtype) -> None:
+    low, full = draw(6, 2, [2, 3], dtype), draw(7, 1, None, dtype)
+    mixed = merge([*low, *full], method)
+    assert not any(isinstance(delta, LowRank) for delta in mixed.values())
+    same(mixed, merge([*[v.dense() for v in low], *full], method), 1e-3 if dtype == torch.float32 else 1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_bias_beside_it_changes_no_matrix(method: str) -> None:
     vectors = draw(1, 3)
     alone = [TaskVector({name: v[name] for name in MATRICES}) for v in vectors]
