@@ -102,6 +102,15 @@ def test_regmean_takes_the_pseudo_inverse_where_inputs_are_few() -> None:
         assert np.linalg.norm(merged - wanted) < (1e-6 if dtype == torch.float64 else 1e-1) * np.linalg.norm(wanted)
 
 
+def test_regmean_knows_a_singular_sum_that_a_solver_would_take() -> None:
+    """Eigenvalues of 1e-7 in float32 are rounding, though the matrix is positive definite."""
+    vectors = [TaskVector({"w": torch.randn(3, 6, generator=torch.Generator().manual_seed(t))}) for t in (0, 1)]
+    gram = {"w": torch.diag(torch.tensor([1.0, 1.0, 1.0, 1e-7, 1e-7, 1e-7]))}
+    merged = merge(vectors, "regmean", statistics=[gram, gram])["w"]
+    assert_close(merged[:, :3], (vectors[0]["w"] + vectors[1]["w"])[:, :3] / 2)
+    assert not merged[:, 3:].any()
+
+
 def test_fisher_divides_each_tasks_by_its_norm() -> None:
     """A task whose gradients are a hundred times as large counts no more than the others."""
     vectors = vectors_of(7, 3)

@@ -7,6 +7,7 @@ import pytest
 
 import saftnb.publish.live as live_module
 from saftnb.publish import LiveReport
+from tests.waiting import until
 
 
 def test_it_is_written_with_the_first_run_and_again_after_each(add_run, runs: Path, tmp_path: Path, headline) -> None:
@@ -14,13 +15,14 @@ def test_it_is_written_with_the_first_run_and_again_after_each(add_run, runs: Pa
     report = LiveReport(runs, out, said.append)
     add_run("01_saft-aaaa", results={"headline": headline})
     report()
-    report.thread.join()
+    until(lambda: report.thread is None)
     assert (out / "01_saft-aaaa.html").exists()
     assert said == [f"report   {out / 'index.html'} stands, and grows with each run"]
     add_run("02_more-bbbb", results={"headline": headline})
     report()
-    assert report.close() == out / "index.html"
+    until(lambda: report.thread is None)
     assert "02_more-bbbb.html" in (out / "index.html").read_text()
+    assert report.close() == out / "index.html"
     assert len(said) == 1
 
 
@@ -40,7 +42,7 @@ def test_calls_that_come_while_it_writes_are_answered_by_one_more_writing(tmp_pa
     for _ in range(5):
         report()
     go.set()
-    report.thread.join()
+    until(lambda: report.thread is None)
     assert len(written) == 2
     report.close()
     assert len(written) == 3
