@@ -109,6 +109,7 @@ def test_everything_that_decides_the_result_is_in_the_fingerprint(suite):
     assert len({store.fingerprint(inputs) for inputs in (base, *others)}) == 15
     changes = {"clip": "first", "accumulate": 2, "precision": "bf16", "compile": True, "rank": 2, "alpha": 3}
     changes |= {"dropout": 0.2, "patience": 1, "min_delta": 0.1, "schedule": "linear", "checkpointing": True}
+    changes |= {"shared_init": False}
     everything = plan(**changes).inputs()
     assert set(everything) == {field.name for field in dataclasses.fields(plan())}
 
