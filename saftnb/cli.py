@@ -109,17 +109,21 @@ def _grid(options: argparse.Namespace) -> int:
 
         with _refusing(ValueError):
             live = LiveReport(grid.runs[0].folder.parent, options.report, display.say)
+    index = None
     with _stopped_politely(), _refusing(GridError, OSError):
-        engine = open_engine(kind, options.jobs or grid.jobs, options.address)
-        statuses = run_grid(
-            grid, options.jobs, options.force, fresh=options.fresh, only=options.only,
-            retry_failed=options.retry_failed, engine=engine, display=display, after_each=live,
-        ).values()  # fmt: skip
-    if live and (index := live.close()):
+        try:
+            engine = open_engine(kind, options.jobs or grid.jobs, options.address)
+            statuses = run_grid(
+                grid, options.jobs, options.force, fresh=options.fresh, only=options.only,
+                retry_failed=options.retry_failed, engine=engine, display=display, after_each=live,
+            ).values()  # fmt: skip
+        finally:
+            index = live.close() if live and grid.runs[0].folder.parent.is_dir() else None
+    if index:
         print(f"open {index}")
     if "interrupted" in statuses or "not started" in statuses:
         return 130
-    return 0 if all(status in OVER for status in statuses) else 1
+    return 0 if all(status in OVER for status in statuses) and (index or not live) else 1
 
 
 @contextmanager

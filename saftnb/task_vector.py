@@ -100,7 +100,7 @@ class LowRank:
     __rmul__ = __mul__
 
     def __truediv__(self, scalar: float) -> LowRank:
-        return self * (1 / scalar)
+        return self * (1 / _finite(scalar))
 
 
 Delta = Tensor | LowRank
@@ -141,6 +141,8 @@ class TaskVector(Mapping[str, Delta]):
         for name, before in base.items():
             after = tuned[name]
             if before.is_floating_point() and after.is_floating_point():
+                _require_floating(before, f"{name!r} of base")
+                _require_floating(after, f"{name!r} of tuned")
                 deltas[name] = after.detach() - before.detach()
             elif before.dtype != after.dtype or not torch.equal(before, after):
                 raise ValueError(f"{name!r} is not a floating tensor and differs between base and tuned")
@@ -187,7 +189,7 @@ class TaskVector(Mapping[str, Delta]):
     __rmul__ = __mul__
 
     def __truediv__(self, scalar: float) -> TaskVector:
-        return self * (1 / scalar)
+        return self * (1 / _finite(scalar))
 
     def numel(self) -> int:
         """The number of entries, low-rank deltas counted as the matrices they stand for."""
@@ -222,6 +224,7 @@ class TaskVector(Mapping[str, Delta]):
             if target.shape != delta.shape or not target.is_floating_point():
                 kind = f"{tuple(target.shape)} {target.dtype}"
                 raise ValueError(f"{name!r} is {kind} in the model, {tuple(delta.shape)} in the task vector")
+            _require_floating(target, f"the model's {name!r}")
             twin = first.setdefault(id(target), name)
             if twin != name and not torch.equal(_dense(self[twin]), _dense(delta)):
                 raise ValueError(f"{twin!r} and {name!r} are one parameter, but their deltas differ")
@@ -335,7 +338,11 @@ def _require_floating(value: object, what: str) -> None:
 
 
 def _finite(scalar: object) -> object:
-    if isinstance(scalar, Real) and not math.isfinite(scalar):
+    try:
+        fits = not isinstance(scalar, Real) or math.isfinite(scalar)
+    except OverflowError:  # an int beyond all floats
+        fits = False
+    if not fits:
         raise ValueError(f"a task vector can be multiplied by finite numbers alone, not by {scalar}")
     return scalar
 

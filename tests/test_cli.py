@@ -137,7 +137,7 @@ def test_one_real_grid_with_a_library_that_is_not_the_installed_one(grid: Path) 
         nbformat.v4.new_code_cell(f"import saftnb; assert saftnb.__file__.startswith({str(grid.parent)!r})"),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), "notebooks/a.ipynb")
-    command = [sys.executable, "-m", "saftnb", "grid", "g.yaml", "--jobs", "2", "--report", "out"]
+    command = [sys.executable, "-m", "saftnb", "grid", "g.yaml", "--jobs", "1", "--report", "out"]
     environment = os.environ | {"PATH": "/usr/bin:/bin"}  # no python of the venv to be found by name
     first = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert first.returncode == 0, first.stdout + first.stderr

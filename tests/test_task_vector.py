@@ -240,18 +240,27 @@ def test_apply_to_refuses_a_sum_that_overflows_and_changes_nothing(dtype: torch.
     assert torch.equal(small.weight, (factors.B.float() @ factors.A.float()).to(dtype))
 
 
-@pytest.mark.parametrize("scalar", [float("nan"), float("inf"), np.float64("nan")])
+@pytest.mark.parametrize("scalar", [float("nan"), float("inf"), np.float64("nan"), 10**400])
 def test_only_finite_numbers_multiply(scalar: float) -> None:
     for value in (vector(), low_rank(3, 4, 2)):
         with pytest.raises(ValueError, match="finite numbers alone, not by"):
             scalar * value
         with pytest.raises(ValueError, match="finite numbers alone, not by"):
             value * scalar
+        with pytest.raises(ValueError, match="finite numbers alone, not by"):
+            value / scalar
 
 
 def test_float8_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="'w' is torch.float8_e4m3fn, which PyTorch cannot add: convert it"):
         TaskVector({"w": torch.ones(2).to(torch.float8_e4m3fn)})
+    eighths = {"w": torch.ones(2).to(torch.float8_e4m3fn)}
+    with pytest.raises(ValueError, match="'w' of base is torch.float8_e4m3fn, which PyTorch cannot add"):
+        TaskVector.between(eighths, eighths)
+    model = nn.Linear(2, 2, bias=False)
+    model.weight = nn.Parameter(model.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(ValueError, match="the model's 'weight' is torch.float8_e4m3fn"):
+        TaskVector({"weight": torch.ones(2, 2)}).apply_to(model)
 
 
 # files

@@ -29,8 +29,10 @@ from saftnb.run_folder import write_json
 # ipykernel's own launcher, but for a queue that loses nothing: by default ZeroMQ drops what a cell prints faster than
 # it is read, 1,000 pieces on, and with it the word that the cell has ended.
 LAUNCHER = """
-import sys, zmq
-del sys.path[0]
+import sys
+if not sys.path[0]:
+    del sys.path[0]
+import zmq
 from ipykernel.kernelapp import IPKernelApp
 class App(IPKernelApp):
     def init_iopub(self, context):

@@ -118,7 +118,7 @@ class SharpnessAware(Optimizer):
             self._clip_(self.clip_first, "w")
             self._evaluate_at_ascent(evaluate)
             if self.clip_second is None:  # clipping looks at the norm, too
-                grads = [p.grad for _, p in self._named_params() if p.grad is not None]
+                grads = [p.grad for _, p in self._named_params() if _takes_part(p)]
                 _check_finite(_global_norm(grads), "w + eps")
         self._clip_(self.clip_second, "w + eps")
         self.base_optimizer.step()

@@ -37,6 +37,8 @@ class Representation:
             raise ValueError(f"{method} {'needs' if chosen.needs_statistics else 'takes no'} statistics")
         given = {}
         if statistics is not None:
+            if isinstance(statistics, Mapping):  # by task, in the order of the vectors
+                statistics = list(statistics.values())
             if len(statistics) != len(self.vectors):
                 raise ValueError(f"{method}: {len(self.vectors)} task vectors, but statistics of {len(statistics)}")
             given["statistics"] = statistics
@@ -87,11 +89,16 @@ def merge(
     method: a name in `methods()`. hyperparameters: the method's and the space's own, each with a default.
     space: where the method works, a name in `spaces()`: the task vectors themselves ("weights"), or the bases in which
         "knots" or "core" align them; there the merged matrices are low-rank where the given ones were.
-    statistics: one mapping from parameter names to tensors for each task, for a method that needs them; see there.
+    statistics: one mapping from parameter names to tensors for each task, in a sequence or by task, for a method that
+        needs them; see there.
 
     Raises ValueError, in one line, on an unknown method, space or hyperparameter, a value out of range,
     vectors that do not fit together, and values that are not finite.
     """
+    if isinstance(vectors, Mapping) and isinstance(statistics, Mapping):
+        if missing := [task for task in vectors if task not in statistics]:
+            raise ValueError(f"{method}: there are no statistics of {missing[0]!r}")
+        statistics = [statistics[task] for task in vectors]
     own = spaces()[space].hyperparameters if space in spaces() else {}
     options = {name: value for name, value in hyperparameters.items() if name in own}
     others = {name: value for name, value in hyperparameters.items() if name not in own}

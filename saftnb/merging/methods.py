@@ -92,11 +92,12 @@ def fisher(
     for name, delta in vectors[0].items():
         dtype = promoted_dtype([v[name] for v in vectors], at_least=torch.float32)
         given = [one[name].to(delta.device, torch.float64) / norm for one, norm in zip(statistics, norms, strict=True)]
-        weights = torch.stack(given).to(dtype)
-        deltas = torch.stack([dense(v[name], dtype) for v in vectors])
+        weights = torch.stack(given)  # in float64: in float32 small ones would vanish
         total = weights.sum(0)
-        mixed = (weights * deltas).sum(0) / torch.where(total > 0, total, torch.ones_like(total))
-        merged[name] = torch.where(total > 0, mixed, deltas.mean(0)).to(promoted_dtype(v[name] for v in vectors))
+        equal = torch.full_like(weights, 1 / len(vectors))
+        shares = torch.where(total > 0, weights / total.where(total > 0, 1.0), equal).to(dtype)
+        mixed = sum(share * dense(v[name], dtype) for share, v in zip(shares, vectors, strict=True))
+        merged[name] = mixed.to(promoted_dtype(v[name] for v in vectors))
     return TaskVector(merged)
 
 
@@ -115,7 +116,10 @@ def regmean(
     Σ G_t is numerically singular its pseudo-inverse is taken: directions that no input has get no update.
     """
     layers = [name for name in vectors[0] if any(name in one for one in statistics)]
-    sides = {name: vectors[0][name].shape[1] for name in layers}
+    for name in layers:
+        if len(vectors[0][name].shape) != 2:
+            raise ValueError(f"the statistics have a matrix for {name!r}, which is no layer's 2-D weight")
+    sides = {name: vectors[0][name].shape[1] for name in layers if vectors[0][name].numel()}
     _require_statistics(statistics, {name: (side, side) for name, side in sides.items()}, Tensor.diagonal)
     merged = {}
     for name, delta in vectors[0].items():

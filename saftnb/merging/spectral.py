@@ -4,13 +4,13 @@ Which parameters are matrices is their authors' rule: the 2-D ones other than th
 embeddings and the image tower's projection are. Every other parameter (biases, norms, the patch convolution) is λ times
 the MEAN of the task vectors.
 
-Only the directions of the numerical rank take part: singular values above ε · max(O, I) times the norm of what is
-decomposed, ε being float32's (float64's for float64 deltas). A LoRA update of rank r has r of them; the others are
-rounding, and a merged model that used them would depend on how B A was factored and on the order of the tasks. The
-authors' dense code has no such rule. For deltas of full rank there is no difference.
+Only the directions of the numerical rank take part: singular values above ε · max(O, I) times the largest, ε being
+float32's (float64's for float64 deltas). A LoRA update of rank r has r of them; the others are rounding, and a merged
+model that used them would depend on how B A was factored and on the order of the tasks. The authors' dense code has no
+such rule. For deltas whose smallest singular value is above that there is no difference.
 
-Every merge space is an isometry, so these methods give the same in all of them: O and I below are the weight's own
-sides, whatever the space.
+Every merge space keeps lengths and angles (KnOTS's above its cutoff), so these methods give the same in all of them:
+O and I below are the weight's own sides, whatever the space.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def iso_cts(
     Of min(O, I) directions the first c = `common` · min(O, I) of Σ Δ_t are kept, c rounded so that the rest divides by
     n. The rest are each task's first ones of Δ_t − U_c U_cᵀ Δ_t. All side by side are made orthogonal, as in `tsv_m`,
     and each gets the mean of their singular values. Where no Δ_t leaves the span of U_c this is Iso-C: so with LoRA
-    updates whose ranks add up to no more than c.
+    updates of independent factors whose ranks add up to no more than c.
     """
 
     def combined(deltas: Sequence[Delta], shape: Sequence[int]) -> Delta:
         each = min(min(shape) // len(deltas), round((min(shape) - int(min(shape) * common)) / len(deltas)))
         parts = [_svd_of_sum(deltas, shape).first(min(shape) - each * len(deltas))]
         for delta in deltas:
-            parts.append(_svd(_without(delta, parts[0].u), _rounding([delta], shape)).first(each))
+            parts.append(_svd(_without(delta, parts[0].u), delta.dtype, deltas, shape, [delta]).first(each))
         left, right = (_nearest_orthogonal([getattr(part, side) for part in parts], shape) for side in "uv")
         return LowRank(scale * _mean(torch.cat([part.values for part in parts])) * left, right.T)
 
@@ -92,7 +92,7 @@ def tsv_m(vectors: Sequence[TaskVector], shapes: Shapes, *, scale: Annotated[flo
 
     def combined(deltas: Sequence[Delta], shape: Sequence[int]) -> Delta:
         count = max(1, min(shape) // len(deltas))
-        parts = [_svd(delta, _rounding([delta], shape)).first(count) for delta in deltas]
+        parts = [_svd(delta, delta.dtype, deltas, shape).first(count) for delta in deltas]
         left, right = (_nearest_orthogonal([getattr(part, side) for part in parts], shape) for side in "uv")
         return LowRank(scale * torch.cat([part.values for part in parts]) * left, right.T)
 
@@ -116,27 +116,34 @@ def _by_matrix(
     return TaskVector(merged)
 
 
-def _svd(delta: Delta, least: float) -> Svd:
-    """The SVD of a delta, cut to the singular values above `least`. From the factors, where there are any:
-    B = Q_b R_b and Aᵀ = Q_a R_a leave the SVD of the small R_b R_aᵀ, in float64."""
+def _svd(
+    delta: Delta, dtype: torch.dtype, layer: Sequence[Delta], shape: Sequence[int], source: Sequence[Delta] = ()
+) -> Svd:
+    """The SVD of a delta, cut to its numerical rank. From the factors, where there are any: B = Q_b R_b and
+    Aᵀ = Q_a R_a leave the SVD of the small R_b R_aᵀ, in float64.
+
+    Rounding is what lies below one of these: ε(dtype) · max(O, I) · σ_1 (NumPy's `matrix_rank`); that of the arithmetic
+    itself, in float64 for factors, beside the largest delta of the layer (one that is 0 has noise alone); and, of a
+    difference or sum, the rounding of the `source` that it comes from.
+    """
+    largest, fine = max(frobenius_norm(other) for other in layer), _tolerance(torch.float64, shape)
+    least = fine * largest
     if isinstance(delta, LowRank):
         (left, upper), (right, lower) = (torch.linalg.qr(factor.double()) for factor in (delta.B, delta.A.T))
         u, values, vt = torch.linalg.svd(upper @ lower.T, full_matrices=False)
         u, v = left @ u, right @ vt.T
+        least = max(least, fine * float(upper.norm() * lower.norm()))
     else:
         u, values, vt = torch.linalg.svd(delta.to(promoted_dtype([delta], torch.float32)), full_matrices=False)
         v = vt.T
-    return Svd(u, values, v).first(int((values > least).sum()))
+    least = max([least] + [_tolerance(dtype, shape) * frobenius_norm(one) for one in source])
+    kept = (values > least) & (values > _tolerance(dtype, shape) * values[:1])
+    return Svd(u, values, v).first(int(kept.sum()))
 
 
 def _svd_of_sum(deltas: Sequence[Delta], shape: Sequence[int]) -> Svd:
     wide = promoted_dtype(deltas, torch.float32)
-    return _svd(scaled_sum([delta.to(wide) for delta in deltas], 1.0), _rounding(deltas, shape))
-
-
-def _rounding(deltas: Sequence[Delta], shape: Sequence[int]) -> float:
-    """The singular value below which a direction of these deltas, or of their sum, is rounding."""
-    return _tolerance(promoted_dtype(deltas), shape) * max(frobenius_norm(delta) for delta in deltas)
+    return _svd(scaled_sum([delta.to(wide) for delta in deltas], 1.0), promoted_dtype(deltas), deltas, shape)
 
 
 def _nearest_orthogonal(parts: Sequence[Tensor], shape: Sequence[int]) -> Tensor:

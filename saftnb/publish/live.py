@@ -28,7 +28,7 @@ class LiveReport:
         with self.lock:
             self.due = True
             if self.thread is None:
-                self.thread = threading.Thread(target=self._write_while_due, daemon=True)
+                self.thread = threading.Thread(target=self._write_while_due)  # waited for at exit
                 self.thread.start()
 
     def close(self) -> Path | None:
@@ -53,6 +53,6 @@ class LiveReport:
     def _write(self) -> Path | None:
         try:
             return publish_runs(self.runs, self.out)
-        except (OSError, ValueError) as error:
-            self.say(f"report   cannot be written: {' '.join(str(error).split())}")
+        except Exception as error:  # a page that cannot be written stops no grid
+            self.say(f"report   cannot be written: {' '.join(str(error).split()) or type(error).__name__}")
             return None

@@ -111,6 +111,22 @@ def test_regmean_knows_a_singular_sum_that_a_solver_would_take() -> None:
     assert not merged[:, 3:].any()
 
 
+def test_tiny_and_huge_statistics_weigh_as_they_should_and_tasks_are_matched_by_name() -> None:
+    vectors = {"a": TaskVector({"w": torch.full((2,), 1e-4)}), "b": TaskVector({"w": torch.full((2,), 3e-4)})}
+    for value in (1e-42, 3e38):
+        same_ = {"w": torch.full((2,), value)}
+        merged = merge(vectors, "fisher", statistics={"b": same_, "a": same_}, normalize=False)
+        assert_close(merged["w"], torch.full((2,), 2e-4))
+    uneven = {"b": {"w": torch.full((2,), 3.0)}, "a": {"w": torch.full((2,), 1.0)}}  # in another order than the vectors
+    assert_close(merge(vectors, "fisher", statistics=uneven, normalize=False)["w"], torch.full((2,), 2.5e-4))
+    with pytest.raises(ValueError, match="fisher: there are no statistics of 'b'"):
+        merge(vectors, "fisher", statistics={"a": uneven["a"]})
+    with pytest.raises(ValueError, match="'bias', which is no layer's 2-D weight"):
+        merge([TaskVector({"bias": torch.ones(2)})], "regmean", statistics=[{"bias": torch.eye(2)}])
+    empty = [TaskVector({"w": torch.ones(3, 0)})]
+    assert merge(empty, "regmean", statistics=[{"w": torch.ones(0, 0)}])["w"].shape == (3, 0)
+
+
 def test_fisher_divides_each_tasks_by_its_norm() -> None:
     """A task whose gradients are a hundred times as large counts no more than the others."""
     vectors = vectors_of(7, 3)

@@ -171,6 +171,32 @@ def test_the_order_of_the_tasks_changes_nothing(
     same(merge(vectors, method, space=space), merge([vectors[i] for i in order], method, space=space), 1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_task_that_leaves_a_layer_alone_adds_no_directions(method: str, space: str, dtype: torch.dtype) -> None:
+    """An adapter with B = 0, a dense zero, and one whose factors cancel: their noise must not pass for directions."""
+    u, v, w = draw(8, 3, [4, 3, 4], dtype, {"w": (40, 30)})
+    zeros = [
+        TaskVector({"w": LowRank(0 * w["w"].B, w["w"].A)}),
+        TaskVector({"w": torch.zeros(40, 30, dtype=dtype)}),
+        w - w,
+    ]
+    for zero in zeros:
+        merged = [
+            merge([*given[:i], zero, *given[i:]], method, space=space) for given in ([u, v], [v, u]) for i in (0, 1, 2)
+        ]
+        for other in merged:
+            same(other, merged[0], 2e-5)
+        assert np.linalg.matrix_rank(array(merged[0]["w"]), tol=1e-3) <= 7
+
+
+@pytest.mark.parametrize("method", ["iso_c", "tsv_m"])
+def test_factors_that_cancel_within_an_adapter_are_rounding(method: str) -> None:
+    u, v, w = draw(9, 3, [4, 3, 4], torch.float64, {"w": (40, 30)})
+    same(merge([u + 512.0 * w - 512.0 * w, v], method), merge([u, v], method), 1e-6)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_shared_factors_are_no_directions_twice(method: str) -> None:
     """Adapters that share A have one row space: the concatenated V are dependent, and extra directions arbitrary."""

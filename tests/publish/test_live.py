@@ -48,16 +48,21 @@ def test_calls_that_come_while_it_writes_are_answered_by_one_more_writing(tmp_pa
     assert len(written) == 3
 
 
-def test_a_writing_that_fails_is_one_line_and_stops_nothing(tmp_path: Path, monkeypatch) -> None:
-    def full(runs: Path, out: Path) -> Path:
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError("odd notebook")])
+def test_a_writing_that_fails_is_one_line_and_stops_nothing(tmp_path: Path, monkeypatch, error: Exception) -> None:
+    def fails(runs: Path, out: Path) -> Path:
+        raise error
 
     said: list[str] = []
     report = LiveReport(tmp_path, tmp_path / "out", said.append)
-    monkeypatch.setattr(live_module, "publish_runs", full)
+    monkeypatch.setattr(live_module, "publish_runs", fails)
     report()
     assert report.close() is None
-    assert set(said) == {"report   cannot be written: [Errno 28] No space left on device"}
+    assert set(said) == {f"report   cannot be written: {error}"}
+    monkeypatch.setattr(live_module, "publish_runs", lambda runs, out: out)
+    report()
+    until(lambda: report.thread is None)
+    assert said[-1] == f"report   {tmp_path / 'out'} stands, and grows with each run"
 
 
 def test_a_folder_of_something_else_is_refused_before_anything_runs(tmp_path: Path) -> None:
