@@ -84,16 +84,23 @@ def test_nothing_that_users_read_names_a_machine():
         assert not found, f"{name} holds {found[0]}"
 
 
-def test_the_readme_quotes_only_numbers_of_the_kept_evidence():
-    """Every difference with its interval stands in the tables under the recipe that the README names before it."""
-    section = (ROOT / "README.md").read_text().split("## Does SAFT merge better here?")[1].split("\n## ")[0]
+GUIDE = ROOT / "notebooks" / "guide"
+
+
+def section(page: Path, title: str) -> str:
+    return page.read_text().split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def test_the_results_quote_only_numbers_of_the_kept_evidence():
+    """Every difference with its interval stands in the tables under the recipe that the page names before it."""
+    text = section(GUIDE / "results.md", "Does SAFT merge better here?")
     folder = ROOT / "reports" / "pocket-seeds"
     primary = pd.read_csv(folder / "primary.csv").set_index(["recipe", "group"])
     against = pd.read_csv(folder / "saft_against.csv").set_index("SAFT minus")
     number = r"[+-]\d+\.\d"
     interval = rf"({number})\s+points\s+\(({number})\s+to\s+({number})\)"
-    found = re.findall(rf"(SAFT\s+minus\s+)?`([\w-]+)`[^`|]*?\s{interval}", section)
-    assert len(found) == len(re.findall(interval, section)) >= 4
+    found = re.findall(rf"(SAFT\s+minus\s+)?`([\w-]+)`[^`|]*?\s{interval}", text)
+    assert len(found) == len(re.findall(interval, text)) >= 4
     for minus, recipe, *numbers in found:
         line = against.loc[recipe] if minus else primary.loc[(recipe, "all backbones")]
         values = [line[name] for name in ("mean", "low", "high")]
@@ -101,18 +108,20 @@ def test_the_readme_quotes_only_numbers_of_the_kept_evidence():
     sweep = pd.read_csv(folder / "sweep.csv")["gain"]
     one = {f"{value:+.1f}" for value in [*primary["mean"], *sweep]}
     rest = {f"{value:.1f}" for value in pd.read_csv(folder / "headline.csv").select_dtypes("number").to_numpy().ravel()}
-    left = re.sub("`[^`]*`", "", re.sub(interval, "", section))  # nor the numbers in a recipe's name
+    left = re.sub("`[^`]*`", "", re.sub(interval, "", text))  # nor the numbers in a recipe's name
     assert [n for n in re.findall(r"[+-]?\d+\.\d\b", left) if n not in one | rest] == []
 
 
-def test_the_readme_quotes_only_what_its_notebooks_show():
-    """Every number with a decimal point, in a line of the README on a notebook's results, stands in its outputs."""
-    section = (ROOT / "README.md").read_text().split("## Why: what the analyses say here")[1].split("\n## ")[0]
-    lines = section.split("\n- ")[1:]
-    assert len(lines) >= 5
+@pytest.mark.parametrize(
+    ("title", "lines_"), [("Why: what the analyses say here", 5), ("Does KnOTS's basis help here?", 6)]
+)
+def test_the_results_quote_only_what_the_notebooks_show(title, lines_):
+    """Every number with a decimal point, in a line on a notebook's results, stands in its outputs."""
+    lines = section(GUIDE / "results.md", title).split("\n- ")[1:]
+    assert len(lines) == lines_
     for line in lines:
         link, rest = re.match(r"\[\w+\]\((.*?)\):(.*)", line, re.DOTALL).groups()
-        cells = json.loads((ROOT / link).read_text())["cells"]
+        cells = json.loads((GUIDE / link).read_text())["cells"]
         shown = [text for cell in cells for out in cell.get("outputs", []) for text in _texts(out)]
         there = set(re.findall(r"[+−]?\d+\.\d+", " ".join(shown).replace("-", "−")))
         wanted = re.findall(r"[+−]?\d+\.\d+", re.sub(r"ρ = \d\.\d", "", rest))
@@ -125,6 +134,16 @@ def _texts(output: dict) -> list[str]:
     return [
         "".join(text) for text in (output.get("text", ""), data.get("text/markdown", ""), data.get("text/html", ""))
     ]
+
+
+def test_the_readme_is_short_and_its_links_and_pictures_are_there():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 1000
+    for page in (ROOT / "README.md", *GUIDE.glob("*.md")):
+        for target in re.findall(r"(?:\]\(|src=\")([^)\"#]+)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+    notebooks = {path.stem for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
+    assert {name for name in notebooks if f"{name}.ipynb" not in text} == set()
 
 
 def test_the_kept_evidence_is_what_its_notebook_shows():
@@ -140,12 +159,12 @@ def test_the_kept_evidence_is_what_its_notebook_shows():
     assert [float(n) for n in shown] == pytest.approx([line["mean"], line["low"], line["high"]], abs=0.05 + 1e-4)
 
 
-def test_each_event_in_the_readmes_table_has_the_test_that_it_names():
-    table = (ROOT / "README.md").read_text().split("| what happens |")[1].split("\n\n")[0]
+def test_each_event_in_the_guides_table_has_the_test_that_it_names():
+    table = (GUIDE / "grids.md").read_text().split("| what happens |")[1].split("\n\n")[0]
     tests = "".join(path.read_text() for path in (ROOT / "tests" / "batch").glob("test_*.py"))
     defined = re.findall(r"^def test_(\w+)", tests, re.MULTILINE)
     rows = table.splitlines()[2:]
-    assert len(rows) == 7
+    assert len(rows) == 8
     for row in rows:
         named = [name for name in re.findall(r"`([^`]+)`", row.split("|")[4]) if not name.endswith(".py")]
         assert named, row

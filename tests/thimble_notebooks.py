@@ -105,8 +105,7 @@ SIZES = {
     "13_nli": {
         "suite": "thimble-nli",
         "seeds": [0, 1],
-        "methods": ["task_arithmetic", "ties", "dare_ties", "iso_c"],
-        "spectral_scales": [0.5, 1.0],
+        "methods": ["task_arithmetic", "ties", "dare_ties"],
         "scales": [0.3, 1.0],
         "keeps": [0.2, 1.0],
         "drops": [0.5],
