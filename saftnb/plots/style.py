@@ -1,0 +1,73 @@
+"""The project's colours, markers and names, and a strip of pictures."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+STYLE = Path(__file__).with_name("saftnb.mplstyle")
+COLOURS = {
+    "sgd": "#5b7796", "saft": "#e07b39",
+    "sam": "#b3446c", "asam-kwon": "#8a5a2b",  # the other sharpness-aware steps: warm
+    "ftts": "#6c5b9e", "ftts+saft": "#c49a2c", "ftlo": "#3a8f5c", "ftlo+saft": "#a8503a",
+    "lora": "#4a7a9c", "lora+saft": "#d1612f",
+    "sgd-matched": "#3f6fb5", "sgd-2x": "#2f4858", "sgd-wd0": "#4f9d97",  # the baseline's controls: cold
+}  # fmt: skip
+MARKERS = {"sgd": "o", "saft": "D", "ftts": "o", "ftts+saft": "D", "ftlo": "o", "ftlo+saft": "D",
+           "lora": "o", "lora+saft": "D"}  # fmt: skip
+LABELS = {
+    "sgd": "AdamW (sgd)",
+    "saft": "SAFT (saft)",
+    "sam": "SAM (sam)",
+    "asam-kwon": "Kwon's ASAM (asam-kwon)",
+    "sgd-matched": "AdamW stopped at SAFT's accuracy",
+    "sgd-2x": "AdamW, as many gradients as SAFT",
+    "sgd-wd0": "AdamW, weight decay 0",
+    "ftts": "tangent (ftts)",
+    "ftts+saft": "tangent with SAFT (ftts+saft)",
+    "ftlo": "attention only (ftlo)",
+    "ftlo+saft": "attention only with SAFT (ftlo+saft)",
+    "lora": "LoRA (lora)",
+    "lora+saft": "LoRA with SAFT (lora+saft)",
+    "average": "average",
+    "task_arithmetic": "task arithmetic",
+    "ties": "TIES",
+    "dare_task_arithmetic": "DARE, task arithmetic",
+    "dare_ties": "DARE-TIES",
+    "fisher": "Fisher",
+    "regmean": "RegMean",
+    "iso_c": "Iso-C",
+    "iso_cts": "Iso-CTS",
+    "tsv_m": "TSV-M",
+}
+INK, QUIET = "#222222", "#8a8a8a"
+
+
+def colour_of(recipe: str) -> str:
+    """A recipe's colour; one with changes in its name ("saft@rho=0.1") has that of the recipe it changes."""
+    return COLOURS.get(recipe.partition("@")[0], QUIET)
+
+
+def marker_of(recipe: str) -> str:
+    return MARKERS.get(recipe.partition("@")[0], "o")
+
+
+def use_style() -> None:
+    """Apply the project's matplotlib style to this session."""
+    plt.style.use(STYLE)
+
+
+def pictures(images: Tensor, captions: Sequence[str]) -> Figure:
+    """A strip of uint8 pictures (n, 3, h, w), each with a caption above."""
+    captions = [textwrap.fill(caption, 15) for caption in captions]
+    lines = max(caption.count("\n") for caption in captions)
+    figure, axes = plt.subplots(1, len(images), figsize=(len(images) * 0.95, 1.25 + 0.14 * lines))
+    for axis, image, caption in zip(np.atleast_1d(axes), images, captions, strict=True):
+        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axis.set_title(caption, fontsize=7, fontweight="normal", loc="center")
+        axis.axis("off")
+    return figure
