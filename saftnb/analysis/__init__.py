@@ -9,14 +9,33 @@ from saftnb.analysis.alignment import (
     update_spectra,
 )
 from saftnb.analysis.baselines import bag_of_words_accuracy, frozen_accuracy
+from saftnb.analysis.comparison import Comparison, compare
 from saftnb.analysis.disentanglement import disentanglement_map, mean_inside_box
 from saftnb.analysis.linearity import block_features, cross_task_linearity, joint_loss
 from saftnb.analysis.loss_slices import ascent_direction, loss_slice, random_direction
 from saftnb.analysis.sharpness import hessian_eigenvalues, lanczos, loss_plane, sam_sharpness
 
 __all__ = [
-    "ascent_direction", "bag_of_words_accuracy", "block_features", "cross_task_linearity", "disentanglement_map",
-    "frozen_accuracy", "hessian_eigenvalues", "joint_loss", "kept_entries", "lanczos", "layer_inputs", "linear_cka",
-    "loss_plane", "loss_slice", "mean_inside_box", "random_direction", "sam_sharpness", "shared_directions",
-    "update_cka", "update_spectra",
-]  # fmt: skip
+    "Comparison",
+    "ascent_direction",
+    "bag_of_words_accuracy",
+    "block_features",
+    "compare",
+    "cross_task_linearity",
+    "disentanglement_map",
+    "frozen_accuracy",
+    "hessian_eigenvalues",
+    "joint_loss",
+    "kept_entries",
+    "lanczos",
+    "layer_inputs",
+    "linear_cka",
+    "loss_plane",
+    "loss_slice",
+    "mean_inside_box",
+    "random_direction",
+    "sam_sharpness",
+    "shared_directions",
+    "update_cka",
+    "update_spectra",
+]

@@ -84,6 +84,9 @@ class TaskVectors(Mapping[tuple[str, int], dict[str, TaskVector]]):
     """(recipe, seed) -> task -> task vector. All are trained at the start, or found; one (recipe, seed) at a time is in
     memory, read anew from the store when asked for: at full size there is no room for them all.
 
+    Attributes:
+        plans: the recipes by name. tasks: those that were trained.
+
     Args:
         plans: a recipe by its name. seeds: training seeds. tasks: those of the suite to train; () is all of them.
     """
@@ -92,16 +95,16 @@ class TaskVectors(Mapping[tuple[str, int], dict[str, TaskVector]]):
         self, suite: Suite | PairSuite, plans: Mapping[str, Recipe], seeds: Sequence[int], tasks: Sequence[str] = (), *,
         device: str = "auto", progress: bool = True,
     ):  # fmt: skip
-        self._suite, self._plans, self._device, self._progress = suite, dict(plans), device, progress
+        self._suite, self.plans, self._device, self._progress = suite, dict(plans), device, progress
         self.tasks = tuple(tasks or suite.tasks)
-        self._keys = list(dict.fromkeys(itertools.product(self._plans, seeds)))
+        self._keys = list(dict.fromkeys(itertools.product(self.plans, seeds)))
         self._last: tuple[tuple[str, int] | None, dict[str, TaskVector]] = (None, {})
         for name, seed in self._keys:
             for task in self.tasks:
                 self._find(name, seed, task)
 
     def _find(self, name: str, seed: int, task: str) -> store.FineTuned:
-        plan = self._plans[name]
+        plan = self.plans[name]
         return finetune(self._suite, task, plan, seed, device=self._device, progress=self._progress)
 
     def heads(self, name: str, seed: int) -> dict[str, Tensor]:

@@ -31,6 +31,12 @@ class Search:
     curve: pd.DataFrame
     at_edge: list[str]
 
+    def __str__(self) -> str:
+        """The chosen coefficients, "λ 0.3, keep 0.1*"; the star says that one of them is an end of its grid."""
+        names = {"scale": "λ", "seed": "draw"}
+        chosen = ", ".join(f"{names.get(name, name)} {value:g}" for name, value in self.best.items())
+        return chosen + ("*" if self.at_edge else "")
+
 
 def search(
     vectors: Experts | Representation,
@@ -52,7 +58,7 @@ def search(
 
     A merge is linear in its `scale`, so each combination of the others is merged once, at scale 1.
     """
-    _check_grid(method, grid)
+    check_grid(method, grid)
     rows, best, best_mean = [], None, float("-inf")
     with progress_bar(total=_size(grid), desc=f"search {method}", disable=not progress) as bar:
         for point, (vector,), scales in _directions([_represented(vectors)], method, grid, statistics):
@@ -85,7 +91,7 @@ def coordinate_search(
     Raises:
         ValueError: no such method, a name that it or the grid does not have, or an empty grid.
     """
-    _check_grid(method, grid)
+    check_grid(method, grid)
     strange = [name for name in start or {} if name not in grid]
     if strange:
         raise ValueError(f"start names {strange[0]!r}, which is not in the grid")
@@ -110,7 +116,7 @@ def coordinate_search(
     return Search(best[0], chosen, pd.DataFrame(rows), _edges(grid, chosen))
 
 
-def _check_grid(method: str, grid: Mapping[str, Sequence[float]]) -> None:
+def check_grid(method: str, grid: Mapping[str, Sequence[float]]) -> None:
     """Raises ValueError on an unknown method, a name that it does not have, or an empty list of values."""
     if method not in methods():
         raise ValueError(f"there is no merge method {method!r}; allowed are {', '.join(sorted(methods()))}")
@@ -215,7 +221,7 @@ def search_subsets(
     """
     if not 1 <= size <= len(vectors):
         raise ValueError(f"size is 1 to {len(vectors)}, not {size}")
-    _check_grid(method, grid)
+    check_grid(method, grid)
     subsets = list(itertools.combinations(vectors, size))
     groups = [represent([vectors[task] for task in subset], space) for subset in subsets]
     rows, best, best_mean = [], {}, float("-inf")

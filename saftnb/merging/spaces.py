@@ -19,6 +19,10 @@ from saftnb.merging.deltas import promoted_dtype
 from saftnb.merging.registry import Range, space
 from saftnb.task_vector import Delta, LowRank, TaskVector
 
+# To these methods a space makes no difference, since it keeps lengths and angles: they add updates up, or work on
+# singular vectors alone. EVERY_SPACE stands for the space in tables and figures.
+SAME_IN_EVERY_SPACE = frozenset({"average", "task_arithmetic", "iso_c", "iso_cts", "tsv_m"})
+EVERY_SPACE = "the same in all"
 Represented = tuple[list[TaskVector], Callable[[TaskVector], TaskVector]]
 
 

@@ -10,8 +10,38 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from saftnb.backbones import ImageClassifier, resolve_device
+from saftnb.suites import Suite
+from saftnb.task_vector import TaskVector
 
+METHODS = ("fisher", "regmean")
 EXACT_CLASSES = 64  # up to so many labels the Fisher information sums over all of them
+
+
+def suite_statistics(
+    suite: Suite, experts: Mapping[str, TaskVector], method: str, *, pictures: int = 100, device: str = "auto"
+) -> dict[str, dict[str, Tensor]]:
+    """What `fisher` or `regmean` needs of every task, measured on its own model: `merge(..., statistics=...)`.
+
+    Args:
+        experts: task -> task vector, full or low-rank; what it does not change is left out.
+        method: "fisher" (`fisher_diagonal`) or "regmean" (`gram_matrices`).
+        pictures: the first so many training pictures of each task; no labels are used.
+
+    Returns:
+        task -> parameter name -> tensor.
+
+    Raises:
+        ValueError: another method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is fisher or regmean, not {method!r}: no other needs statistics")
+    measure = fisher_diagonal if method == "fisher" else gram_matrices
+    found = {}
+    for task, vector in experts.items():
+        model = suite.classifier(task, suite.tower(vector))
+        every = measure(model, suite.tasks[task].train[:pictures].images, device=device)
+        found[task] = {name: every[name] for name in vector if name in every}
+    return found
 
 
 def fisher_diagonal(

@@ -5,9 +5,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from saftnb.merging.spaces import EVERY_SPACE
 from saftnb.plots.style import LABELS, QUIET, colour_of, marker_of
-
-EVERY_SPACE = "the same in all"
 
 
 def spaces_and_methods(frame: pd.DataFrame, individual: pd.Series) -> Figure:

@@ -1,0 +1,135 @@
+"""`compare` against the loops that it stands for, on the thimble suites."""
+
+import pytest
+import torch
+
+import saftnb as sn
+from saftnb.evaluate import SuiteAccuracy, accuracies, individual_hits, suite_hits
+from saftnb.merging import merge, represent
+from saftnb.merging.search import coordinate_search, search
+from saftnb.merging.spaces import EVERY_SPACE, SAME_IN_EVERY_SPACE
+from saftnb.merging.statistics import fisher_diagonal, gram_matrices, suite_statistics
+
+GRIDS = {
+    "average": {},
+    "task_arithmetic": {"scale": [0.2, 0.6]},
+    "ties": {"scale": [0.5, 1.0], "keep": [0.2, 1.0]},
+    "regmean": {},
+}
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return sn.load_suite("thimble")
+
+
+@pytest.fixture(scope="module")
+def lora(bench, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAFTNB_STORE", str(tmp_path_factory.mktemp("store")))
+        plans = {"lora": sn.recipe("lora", bench).shortened(4)}
+        yield sn.TaskVectors(bench, plans, [0], device="cpu", progress=False)
+
+
+def equal(ours: dict, theirs: dict) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[task], theirs[task]) for task in ours)
+
+
+def test_it_does_what_the_loops_do(bench, lora):
+    found = sn.compare(
+        bench, lora, GRIDS, spaces=("weights", "knots"), protocol="knots", pictures=20, statistics_pictures=10,
+        targets=True, device="cpu", progress=False,
+    )  # fmt: skip
+    alone = [("zero-shot", ""), ("ensemble", ""), ("individual", "")]
+    in_all = [("average", EVERY_SPACE), ("task_arithmetic", EVERY_SPACE)]
+    expected = [*alone, *in_all, ("ties", "weights"), ("regmean", "weights"), ("ties", "knots")]
+    assert [key[:2] for key in found.tested] == expected
+    experts = lora["lora", 0]
+    own = accuracies(individual_hits(bench, experts, split="validation", pictures=20, device="cpu"))
+    score = SuiteAccuracy(bench, pictures=20, individual=own, device="cpu")
+    slow = coordinate_search(represent(experts, "knots"), "ties", GRIDS["ties"], score, progress=False)
+    key = ("ties", "knots", "lora", 0)
+    assert found.found[key].best == slow.best
+    assert found.found[key].vector is None
+    assert equal(found.tested[key], suite_hits(bench, slow.vector, device="cpu"))
+    grams = [
+        gram_matrices(bench.classifier(task, bench.tower(vector)), bench.tasks[task].train[:10].images, device="cpu")
+        for task, vector in experts.items()
+    ]
+    merged = merge([v.dense() for v in experts.values()], "regmean",
+                   statistics=[{n: g for n, g in one.items() if n in experts["digits"]} for one in grams])  # fmt: skip
+    assert equal(found.tested["regmean", "weights", "lora", 0], suite_hits(bench, merged, device="cpu"))
+    assert {key[0] for key in found.targeted} == {"task_arithmetic", "ties"}
+    table = found.scores()
+    assert table.index.names == ["model", "space", "recipe", "seed"]
+    assert found.scores("normalised").xs("individual")["mean"].unique() == pytest.approx([100])
+    assert found.chosen().loc[("ties", "knots"), "lora"] == str(slow)
+    curves = found.curves(["ties"])
+    assert set(curves["method"]) == {"ties"}
+    assert curves["chosen"].sum() == 2  # one a space
+
+
+def test_the_plain_protocol_tries_every_combination(bench, lora):
+    grids = {"ties": GRIDS["ties"]}
+    found = sn.compare(bench, lora, grids, pictures=20, test_pictures=15, device="cpu", progress=False)
+    slow = search(
+        lora["lora", 0], "ties", grids["ties"], SuiteAccuracy(bench, pictures=20, device="cpu"), progress=False
+    )
+    ((key, result),) = found.found.items()
+    assert key == ("ties", "weights", "lora", 0)
+    assert result.curve.equals(slow.curve)
+    assert len(result.curve) == 4
+    assert len(found.tested[key]["digits"]) == 15
+    assert found.scores().index.names == ["model", "recipe", "seed"]  # no space where there is one
+
+
+def test_another_measure_takes_the_place_of_the_accuracies(bench, lora):
+    seen = []
+    found = sn.compare(
+        bench, lora, {"task_arithmetic": {"scale": [0.5, 1.0]}}, measure=lambda v: {"size": -float(v.norm())},
+        test=lambda v: seen.append(v) or {"norm": float(v.norm())}, device="cpu", progress=False,
+    )  # fmt: skip
+    assert list(found.tested) == [("task_arithmetic", "weights", "lora", 0)]
+    assert found.found["task_arithmetic", "weights", "lora", 0].best == {"scale": 0.5}
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"protocol": "best"}, "protocol is saft or knots, not 'best'"),
+        ({"spaces": ("weights", "svd")}, "there is no merge space 'svd'"),
+        ({"spaces": {"knots": {"cut": 1}}}, "knots has no hyperparameter 'cut'"),
+        ({"grids": {"tie": {}}}, "there is no merge method 'tie'"),
+        ({"grids": {"ties": {"scales": [1.0]}}}, "ties has no hyperparameter 'scales'"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(bench, change, words):
+    class Untouched(dict):
+        def __iter__(self):
+            raise AssertionError("work has begun")
+
+    given = {"grids": {"average": {}}} | change
+    with pytest.raises(ValueError, match=words):
+        sn.compare(bench, Untouched(), given.pop("grids"), **given)
+
+
+@pytest.mark.parametrize("method", sorted(SAME_IN_EVERY_SPACE))
+@pytest.mark.parametrize("space", ["knots", "core"])
+def test_to_these_methods_a_space_makes_no_difference(lora, method, space):
+    options = {} if method == "average" else {"scale": 0.5}
+    plain = merge(lora["lora", 0], method, **options).dense()
+    there = merge(lora["lora", 0], method, space=space, **options).dense()
+    assert (there - plain).norm() < 1e-4 * plain.norm()
+
+
+def test_statistics_by_task_are_those_of_its_own_model(bench, lora):
+    experts = lora["lora", 0]
+    found = suite_statistics(bench, experts, "fisher", pictures=5, device="cpu")
+    assert list(found) == list(experts)
+    model = bench.classifier("digits", bench.tower(experts["digits"]))
+    slow = fisher_diagonal(model, bench.tasks["digits"].train[:5].images, device="cpu")
+    assert found["digits"].keys() == experts["digits"].keys()
+    assert all(torch.equal(found["digits"][name], slow[name]) for name in found["digits"])
+    with pytest.raises(ValueError, match="method is fisher or regmean, not 'ties'"):
+        sn.statistics(bench, experts, "ties")
