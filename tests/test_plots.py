@@ -55,18 +55,20 @@ def test_coefficient_curves_draw_the_chosen_keep_only():
     assert "keep 40%" in figure.axes[0].get_legend().get_texts()[0].get_text()
 
 
-def test_merging_comparison_shows_differences_in_points():
-    absolute = pd.DataFrame(
-        [
-            {"model": m, "recipe": r, "accuracy": a, "seed": 0}
-            for m in ("zero-shot", "average")
-            for r, a in (("sgd", 0.5), ("saft", 0.525))
-        ]
-    )
-    difference = pd.DataFrame({"digits": [3.5], "mean": [2.5]}, index=["average"])
-    figure = plots.merging_comparison(absolute, difference)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["+2.5"]
-    assert [text.get_text() for text in figure.axes[1].texts] == ["+3.5", "+2.5"]
+def test_merging_comparison_shows_differences_in_points_from_worst_to_best():
+    rows = [
+        {"model": m, "recipe": r, "seed": seed, "digits": a, "mean": a - 1}
+        for m, plain in (("individual", 90.0), ("ties", 60.0), ("average", 50.0), ("zero-shot", 40.0), ("fisher", 55.0))
+        for r, a in (("sgd", plain), ("saft", plain + 2.5 * (m != "zero-shot")))
+        for seed in (0, 1)
+        if (m, r) != ("fisher", "saft")  # one recipe lacks it: it is left out
+    ]
+    figure = plots.merging_comparison(pd.DataFrame(rows).set_index(["model", "recipe", "seed"]))
+    left, right = figure.axes
+    names = ["zero-shot", "average", "TIES", "individual"]
+    assert [label.get_text() for label in left.get_yticklabels()] == names
+    assert [text.get_text() for text in left.texts] == ["+2.5"] * 3
+    assert [text.get_text() for text in right.texts] == ["+2.5"] * 6
 
 
 def test_the_forest_has_a_row_a_group_and_names_the_overall_difference():

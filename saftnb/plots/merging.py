@@ -41,37 +41,33 @@ def coefficient_curves(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def merging_comparison(
-    absolute: pd.DataFrame, difference: pd.DataFrame, base: str = "sgd", sharp: str = "saft"
-) -> Figure:
-    """The headline: mean accuracy of every model, base and SAFT, and where they differ task by task.
+def merging_comparison(scores: pd.DataFrame, base: str = "sgd", sharp: str = "saft") -> Figure:
+    """The headline: mean accuracy of every model, base and SAFT, from worst to best, and where they differ by task.
 
     Args:
-        absolute: columns model, recipe, seed, accuracy (mean over tasks, %); "zero-shot" is there for both recipes.
-        difference: sharp − base in points of accuracy, rows models, columns tasks and "mean"; a model without a row has
-            no recipe, such as the pre-trained one, or was not made.
-        base, sharp: the two recipes.
+        scores: accuracy in %, index (model, recipe, seed); a column a task, and "mean".
+        base, sharp: the two recipes; models that one of them lacks are left out. Bars span the seeds.
     """
-    absolute = absolute[absolute["recipe"].isin([base, sharp])]
-    models = [m for m in dict.fromkeys(absolute["model"]) if m in difference.index or m == "zero-shot"]
+    scores = scores.sort_index()
+    means = scores.groupby(["model", "recipe"]).mean().unstack("recipe").swaplevel(axis=1)
+    order = means[base]["mean"].where(means[sharp]["mean"].notna()).dropna().sort_values().index
+    ends = [model for model in ("zero-shot",) if model in order], [m for m in ("ensemble", "individual") if m in order]
+    models = [*ends[0], *(model for model in order if model not in ends[0] + ends[1]), *ends[1]]
+    difference = (means[sharp] - means[base]).loc[[model for model in models if model != "zero-shot"], scores.columns]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.4 + 0.44 * len(models)), width_ratios=(1, 1.15))
     for row, model in enumerate(models):
-        part = absolute[absolute["model"] == model]
-        means = part.groupby("recipe")["accuracy"].mean()
         if model not in difference.index:
-            left.plot(means[base], row, "s", color=QUIET, markersize=8)
+            left.plot(means.loc[model, (base, "mean")], row, "s", color=QUIET, markersize=8)
             continue
         for recipe, place in ((base, row - 0.14), (sharp, row + 0.14)):
-            seeds = part.loc[part["recipe"] == recipe, "accuracy"]
+            seeds = scores.loc[(model, recipe), "mean"]
             error = [[seeds.mean() - seeds.min()], [seeds.max() - seeds.mean()]] if len(seeds) > 1 else None
             left.errorbar(seeds.mean(), place, xerr=error, fmt=marker_of(recipe), color=colour_of(recipe), markersize=7)
-        gap = f"{difference.loc[model, 'mean']:+.1f}"
-        left.annotate(gap, (max(means), row), (10, 0), textcoords="offset points", va="center", color=INK)
-    left.set(
-        yticks=range(len(models)),
-        yticklabels=[LABELS.get(m, m) for m in models],
-        xlabel="mean test accuracy over tasks, %",
-    )
+        gap = f"{difference.loc[model, 'mean']:+.1f}".replace("-", "−")
+        reach = max(means.loc[model, (recipe, "mean")] for recipe in (base, sharp))
+        left.annotate(gap, (reach, row), (10, 0), textcoords="offset points", va="center", color=INK)
+    names = [LABELS.get(model, model) for model in models]
+    left.set(yticks=range(len(models)), yticklabels=names, xlabel="mean test accuracy over tasks, %")
     left.set_ylim(len(models) - 0.4, -0.6)
     left.margins(x=0.12)
     left.set_title("accuracy, and the difference in points")
@@ -80,12 +76,13 @@ def merging_comparison(
         for r in (base, sharp)
     ]
     left.legend(handles=handles, loc="upper right", fontsize=8)
-    reach = max(1.0, float(np.abs(difference.to_numpy()).max()))
+    limit = max(1.0, float(np.abs(difference.to_numpy()).max()))
+    texts = difference.map(lambda value: f"{value:+.1f}".replace("-", "−"))
     sns.heatmap(
-        difference.rename(index=LABELS), annot=True, fmt="+.1f", cmap="PuOr_r", center=0, vmin=-reach, vmax=reach,
+        difference.rename(index=LABELS), annot=texts, fmt="", cmap="PuOr_r", center=0, vmin=-limit, vmax=limit,
         ax=right, cbar=False, linewidths=1, annot_kws={"fontsize": 9},
     )  # fmt: skip
-    right.set(title=f"{sharp} − {base} by task, points of accuracy", xlabel="", ylabel="")
+    right.set(title=f"{LABELS.get(sharp, sharp)} minus {LABELS.get(base, base)}, points, by task", xlabel="", ylabel="")
     right.tick_params(length=0, labelrotation=0)
     right.grid(False)
     return figure
