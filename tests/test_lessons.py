@@ -25,6 +25,7 @@ def texts(output: dict) -> list[str]:
 
 def quoted(prose: str) -> list[str]:
     """The numbers that prose quotes as results: in percent, in points, and those with a decimal point or a sign."""
+    prose = re.sub(r"\(https://[^)]*\)|\[\d{4}\.\d{5}\]", "", prose)
     return re.findall(rf"({NUMBER})(?= %| points)", prose) + re.findall(r"(?<![\w.])[+−]\d+(?:\.\d+)?|\d+\.\d+", prose)
 
 

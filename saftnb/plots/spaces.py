@@ -1,50 +1,51 @@
 """Merges of LoRA adapters in several spaces."""
 
+from collections.abc import Mapping, Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from saftnb.evaluate import seed_interval
 from saftnb.merging.spaces import EVERY_SPACE
-from saftnb.plots.style import LABELS, QUIET, colour_of, marker_of
+from saftnb.plots.style import LABELS, QUIET, SPACES, colour_of, marker_of
 
 
-def spaces_and_methods(frame: pd.DataFrame, individual: pd.Series) -> Figure:
+def spaces_and_methods(scores: pd.DataFrame, methods: Sequence[str]) -> Figure:
     """Mean accuracy of every method in every space, a panel a recipe; bars span the seeds.
 
     Args:
-        frame: columns model, space, recipe, seed, accuracy (mean over tasks, %); the space is `EVERY_SPACE` for a
-            method that gives the same in all of them.
-        individual: recipe -> mean accuracy of the tasks' own models, a dashed line.
+        scores: accuracy in %, index (model, space, recipe, seed), with a column "mean"; "individual" among the models,
+            whose accuracy is named at the right edge. The space is `EVERY_SPACE` where it makes no difference.
+        methods: the models to show, from top to bottom.
     """
-    recipes, models, spaces = (list(dict.fromkeys(frame[column])) for column in ("recipe", "model", "space"))
-    spaces = [space for space in spaces if space != EVERY_SPACE] + [EVERY_SPACE] * (EVERY_SPACE in spaces)
-    apart = sum(space != EVERY_SPACE for space in spaces)
-    figure, axes = plt.subplots(
-        1,
-        len(recipes),
-        figsize=(4.6 * len(recipes) + 1, 1.4 + 0.5 * len(models)),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
+    means = scores["mean"].sort_index()
+    own = means.xs("individual").groupby("recipe").mean()
+    grouped = means[means.index.get_level_values("model").isin(methods)].groupby(["recipe", "space", "model"])
+    middle, low, high = grouped.mean(), grouped.min(), grouped.max()
+    recipes = list(dict.fromkeys(scores.index.get_level_values("recipe")))
+    there = [space for space in SPACES if space in middle.index.unique("space")]
+    apart = [space for space in there if space != EVERY_SPACE]
+    size = (4.4 * len(recipes) + 1.4, 1.7 + 0.5 * len(methods))
+    figure, axes = plt.subplots(1, len(recipes), figsize=size, sharex=True, sharey=True, squeeze=False)
     for axis, recipe in zip(axes[0], recipes, strict=True):
-        for number, space in enumerate(spaces):
-            part = frame[(frame["recipe"] == recipe) & (frame["space"] == space)].groupby("model")["accuracy"]
-            means, low, high = (value.reindex(models) for value in (part.mean(), part.min(), part.max()))
-            places = np.arange(len(models)) + (0.22 * (number - (apart - 1) / 2) if number < apart else 0)
-            filled = {"markerfacecolor": colour_of(recipe) if space != "weights" else "none"}
-            axis.errorbar(
-                means, places, xerr=[means - low, high - means], fmt="os^D"[number % 4], color=colour_of(recipe),
-                label=space, markersize=6.5, linewidth=1, **filled,
-            )  # fmt: skip
-        axis.axvline(individual[recipe], color=QUIET, linestyle="--", linewidth=1)
-        axis.annotate("own models", (individual[recipe], -0.45), (-4, 0), textcoords="offset points", fontsize=8,
-                      ha="right", va="center", color=QUIET)  # fmt: skip
+        for space in there:
+            part = middle.loc[recipe].loc[space]
+            shift = 0 if space == EVERY_SPACE else 0.22 * (apart.index(space) - (len(apart) - 1) / 2)
+            alone = [model for model in part.index if len(middle.loc[recipe].xs(model, level="model")) == 1]
+            reach = [part - low.loc[recipe].loc[space], high.loc[recipe].loc[space] - part]
+            name, colour, marker = SPACES[space]
+            places = [methods.index(model) + shift * (model not in alone) for model in part.index]
+            axis.errorbar(part, places, xerr=reach, fmt=marker, color=colour, label=name, markersize=7, linewidth=1.2)
+        words = f"own adapters: {own[recipe]:.1f} % →"
+        axis.annotate(words, (1, 0), (-4, 5), "axes fraction", "offset points", fontsize=8, ha="right", color=QUIET)
         axis.set(title=LABELS.get(recipe, recipe), xlabel="mean test accuracy over tasks, %")
-        axis.set(yticks=range(len(models)), yticklabels=[LABELS.get(model, model) for model in models])
-    axes[0][0].set_ylim(len(models) - 0.5, -0.6)
-    axes[0][0].legend(loc="best", fontsize=8, title="space")
+        axis.set(yticks=range(len(methods)), yticklabels=[LABELS.get(method, method) for method in methods])
+        axis.margins(x=0.12)
+    axes[0][0].set_ylim(len(methods) - 0.3, -0.6)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9, title="merged in")
     return figure
 
 
@@ -100,33 +101,32 @@ def effects(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def knots_ablations(by_rank: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
-    """Accuracy by rank in every space, and the gain of one space over another by the number of tasks.
+def knots_ablations(panels: Mapping[str, pd.Series], behind: Mapping[str, pd.Series] | None = None) -> Figure:
+    """Gains in points, a panel a question: a mark for the mean of the seeds, a bar for its 95 % interval.
 
     Args:
-        by_rank: columns rank, space, seed, accuracy (%).
-        gaps: columns tasks (how many), subset, seed, gain (points).
+        panels: title -> gains, index (case, "seed"). With one seed there is no bar.
+        behind: title -> further gains, a light dot for each, index (case, anything).
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
-    colours = ("#5b7796", "#b3446c", "#c49a2c", "#4f9d97", "#8a8a8a")
-    ranks = sorted(by_rank["rank"].unique())
-    for number, (space, part) in enumerate(by_rank.groupby("space", sort=False)):
-        grouped = part.groupby("rank")["accuracy"]
-        mean, low, high = grouped.mean(), grouped.min(), grouped.max()
-        places = np.arange(len(ranks)) + 0.06 * (number - 2)
-        left.errorbar(
-            places, mean.reindex(ranks), yerr=[(mean - low).reindex(ranks), (high - mean).reindex(ranks)],
-            fmt="os^Dv"[number % 5] + ("--" if space == "own models" else "-"), color=colours[number % 5], label=space,
-            markersize=5, linewidth=1.2,
-        )  # fmt: skip
-    left.set(xticks=range(len(ranks)), xticklabels=ranks, xlabel="rank", ylabel="mean test accuracy, %")
-    left.legend(loc="best", fontsize=8)
-    means = gaps.groupby(["tasks", "subset"])["gain"].mean().reset_index()
-    spread = np.random.default_rng(0).uniform(-0.12, 0.12, len(means))
-    right.plot(means["tasks"] + spread, means["gain"], "o", color=colours[1], alpha=0.4, markersize=4)
-    every = means.groupby("tasks")["gain"].mean()
-    right.plot(every.index, every, "-", color=colours[1], linewidth=1.8)
-    right.axhline(0, color=QUIET, linewidth=0.8)
-    right.set(xticks=sorted(means["tasks"].unique()), xlabel="number of tasks merged")
-    right.set_ylabel("KnOTS minus weights, points")
+    behind = behind or {}
+    widths = [len(gains.groupby(level=0)) + 1 for gains in panels.values()]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(1.6 + 0.62 * sum(widths), 3.6), sharey=True, width_ratios=widths, squeeze=False
+    )
+    (_, colour, marker), jitter = SPACES["knots"], np.random.default_rng(0)
+    for axis, (title, gains) in zip(axes[0], panels.items(), strict=True):
+        cases = list(dict.fromkeys(gains.index.get_level_values(0)))
+        axis.axhline(0, color=QUIET, linewidth=1)
+        if title in behind:
+            places = [cases.index(case) for case in behind[title].index.get_level_values(0)]
+            places = np.array(places) + jitter.uniform(-0.2, 0.2, len(places))
+            axis.plot(places, behind[title], "o", color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
+        for place, case in enumerate(cases):
+            mean, low, high = seed_interval(gains.loc[case])
+            reach = [[mean - low], [high - mean]] if np.isfinite(low) else None
+            axis.errorbar(place, mean, yerr=reach, fmt=marker, color=colour, markersize=6, linewidth=1.6, capsize=3)
+        axis.set(xticks=range(len(cases)), xticklabels=cases, xlim=(-0.6, len(cases) - 0.4))
+        axis.set_title(title, fontsize=9)
+        axis.grid(visible=False, axis="x")
+    axes[0][0].set_ylabel("difference, points of accuracy")
     return figure

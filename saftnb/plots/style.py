@@ -9,6 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from saftnb.labels import LABELS as LABELS
+from saftnb.labels import SPACE_LABELS
+from saftnb.merging.spaces import EVERY_SPACE
+
 STYLE = Path(__file__).with_name("saftnb.mplstyle")
 COLOURS = {
     "sgd": "#5b7796", "saft": "#e07b39",
@@ -19,30 +23,11 @@ COLOURS = {
 }  # fmt: skip
 MARKERS = {"sgd": "o", "saft": "D", "ftts": "o", "ftts+saft": "D", "ftlo": "o", "ftlo+saft": "D",
            "lora": "o", "lora+saft": "D"}  # fmt: skip
-LABELS = {
-    "sgd": "AdamW (sgd)",
-    "saft": "SAFT (saft)",
-    "sam": "SAM (sam)",
-    "asam-kwon": "Kwon's ASAM (asam-kwon)",
-    "sgd-matched": "AdamW stopped at SAFT's accuracy",
-    "sgd-2x": "AdamW, as many gradients as SAFT",
-    "sgd-wd0": "AdamW, weight decay 0",
-    "ftts": "tangent (ftts)",
-    "ftts+saft": "tangent with SAFT (ftts+saft)",
-    "ftlo": "attention only (ftlo)",
-    "ftlo+saft": "attention only with SAFT (ftlo+saft)",
-    "lora": "LoRA (lora)",
-    "lora+saft": "LoRA with SAFT (lora+saft)",
-    "average": "average",
-    "task_arithmetic": "task arithmetic",
-    "ties": "TIES",
-    "dare_task_arithmetic": "DARE, task arithmetic",
-    "dare_ties": "DARE-TIES",
-    "fisher": "Fisher",
-    "regmean": "RegMean",
-    "iso_c": "Iso-C",
-    "iso_cts": "Iso-CTS",
-    "tsv_m": "TSV-M",
+SPACES = {  # merge space: its name, colour and marker
+    "weights": (SPACE_LABELS["weights"], "#5b7796", "o"),
+    "knots": (SPACE_LABELS["knots"], "#b3446c", "s"),
+    "core": (SPACE_LABELS["core"], "#4f9d97", "^"),
+    EVERY_SPACE: ("any of them: the same", "#8a8a8a", "D"),
 }
 INK, QUIET = "#222222", "#8a8a8a"
 

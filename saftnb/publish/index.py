@@ -25,7 +25,6 @@ SEARCH = (
     '<label>Status <select><option value="">all</option><option>done</option><option>not done</option></select></label>'
     '<output aria-live="polite"></output></div>'
 )
-WIDE = 3  # a table of more columns stands below its figure, not beside it
 Scrub = Callable[[str], str]
 
 
@@ -84,7 +83,7 @@ def _entry(run: RunFolder, code: bool) -> Entry:
     if taken:
         return Entry(run, None, f"Taken from {taken} and not executed here, so there is no page.")
     try:
-        return Entry(run, read_page(run.path / "run.ipynb", code=code))
+        return Entry(run, read_page(run.path / "run.ipynb", code=code, changed=bool(run.overrides)))
     except ValueError:
         problem = "cannot be read" if (run.path / "run.ipynb").exists() else "is missing"
         return Entry(run, None, f"run.ipynb {problem}, so there is no page.")
@@ -102,7 +101,8 @@ def _run_page(entry: Entry, name: str, clean: Scrub, code: bool) -> str:
         ("parameters", _parameters(run, clean)),
     ]
     reason = "" if run.done else f'<p class="reason">{escape(clean(entry.reason))}</p>'
-    header = f"<header>{back}<h1>{page.title_html}</h1>{facts_strip(facts)}{reason}{SWITCH if code else ''}</header>"
+    top = f"{back}<h1>{page.title_html}</h1>{_verdict(run, clean)}{facts_strip(facts)}"
+    header = f"<header>{top}{reason}{SWITCH if code else ''}</header>"
     return document(page.title, f"{header}\n<main>{page.body}</main>\n{_foot([run], clean)}")
 
 
@@ -153,33 +153,26 @@ def _count(amount: int, noun: str) -> str:
 
 
 def _headline(group: list[Entry], clean: Scrub) -> str:
-    """The headline of one notebook: its claim, what came out here (a recorded `verdict`), its figure and table.
-
-    Further runs of a sweep are folded away.
-    """
+    """The headline of one notebook: its question, what came out (a recorded `verdict`) and its figure. Folded away are
+    its claim, the table, and those of further runs of a sweep."""
     chosen = [entry for entry in group if entry.run.done and entry.run.table("headline")]
     if not chosen:
         return ""
     first, others = chosen[0], chosen[1:]
-    claim = first.page.claim if first.page else ""
-    folded = "".join(f'<p class="variant">{_variant(run, clean)}</p>{_table(run, clean)}' for run in others)
-    if folded:
-        summary = f"the same table for {_count(len(others), 'other run')} of this notebook"
-        folded = f'<details class="others"><summary>{summary}</summary>{folded}</details>'
+    page = first.page
+    figure = f'<figure class="picture">{page.headline_figure}</figure>' if page and page.headline_figure else ""
     which = f'<p class="variant">{_variant(first, clean)}</p>' if others else ""
-    verdict = first.run.verdict
-    found = f'<p class="verdict"><b>In these runs:</b> {escape(clean(verdict))}</p>' if verdict else ""
-    top = f"<h2>{first.link}</h2>{claim}{which}{found}"
-    return f'<article class="headline">{top}{_exhibit(first, clean)}{folded}</article>'
+    more = "".join(f'<p class="variant">{_variant(run, clean)}</p>{_table(run, clean)}' for run in others)
+    summary = "The claim and the numbers" + (f", and those of {_count(len(others), 'other run')}" if others else "")
+    inside = f"{page.claim if page else ''}{which}{_table(first, clean)}{more}"
+    # Without a figure the numbers are what there is to see.
+    folded = f"<details{'' if figure else ' open'}><summary>{summary}</summary>{inside}</details>"
+    return f'<article class="headline"><h2>{first.link}</h2>{_verdict(first.run, clean)}{figure}{folded}</article>'
 
 
-def _exhibit(entry: Entry, clean: Scrub) -> str:
-    """Table and figure, side by side where the table is narrow enough."""
-    table = entry.run.table("headline")
-    figure = entry.page.headline_figure if entry.page else ""
-    picture = f'<figure class="picture">{figure}</figure>' if figure else ""
-    wide = " wide" if not picture or (table and len(table["columns"]) > WIDE) else ""
-    return f'<div class="exhibit{wide}">{_table(entry, clean)}{picture}</div>'
+def _verdict(run: RunFolder, clean: Scrub) -> str:
+    found = escape(clean(run.verdict))
+    return f'<p class="verdict"><b>In this run:</b> {found}</p>' if found else ""
 
 
 def _table(entry: Entry, clean: Scrub) -> str:

@@ -28,6 +28,11 @@ GENERATOR = '<meta name="generator" content="saftnb report">'
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 SWITCH = '<label class="switch"><input type="checkbox" id="show-code"> Show code</label>'
 HIDDEN_TAGS = frozenset(["no-report", "papermill-error-cell-tag"])
+COMMITTED = "committed-results"  # tags words on the results of the notebook's default parameters
+OTHER_PARAMETERS = (
+    '<section class="prose note"><p>The notebook’s own words on results are for its default parameters. This run has '
+    "others, so they are left out here.</p></section>"
+)
 WHAT_WE_SEE = re.compile(r"[\s*_#>]*what (?:do )?we see\b[\s*_:.?]*", re.IGNORECASE)
 HEADING = re.compile(r"<h([1-6])[^>]*>(.*?)</h\1>", re.DOTALL)
 
@@ -74,15 +79,20 @@ def publish_notebook(
     return out_html
 
 
-def read_page(path: Path, *, code: bool = True) -> Page:
-    """Read a notebook; ValueError where it cannot be."""
+def read_page(path: Path, *, code: bool = True, changed: bool = False) -> Page:
+    """Read a notebook; ValueError where it cannot be.
+
+    `changed` says that it ran with other parameters than its own: cells tagged "committed-results" are then left out.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notebooks of older formats are fine to read
             notebook = nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises many kinds
         raise ValueError(f"{path} is not a notebook that can be read ({type(error).__name__})") from None
-    return _Writer(notebook, partial(scrub, roots=[root_above(path)]), path.stem, code).page()
+    root = root_above(path)
+    places = [path.parent, root / "notebooks", root / "notebooks" / "appendix"]
+    return _Writer(notebook, partial(scrub, roots=[root]), path.stem, code, changed, places).page()
 
 
 def document(title: str, body: str, script: str = "") -> str:
@@ -112,9 +122,10 @@ def facts_strip(facts: list[tuple[str, str]]) -> str:
 class _Writer:
     """Goes through the cells once; remembers the heading above, so that figures can be described."""
 
-    def __init__(self, notebook: Any, clean, name: str, code: bool) -> None:
+    def __init__(self, notebook: Any, clean, name: str, code: bool, changed: bool, places: list[Path]) -> None:
         cells = [cell for cell in notebook.cells if not HIDDEN_TAGS & set(cell.metadata.get("tags", []))]
         self.cells, self.clean, self.name, self.code = cells, clean, name, code
+        self.changed, self.told, self.places = changed, False, places
         self.title_html = ""
         self.claim = ""
         self.heading = ""
@@ -133,8 +144,11 @@ class _Writer:
         return self._code(index, cell) if cell.cell_type == "code" else ""
 
     def _markdown(self, cell: Any) -> str:
+        if self.changed and COMMITTED in cell.metadata.get("tags", []):
+            note, self.told = "" if self.told else OTHER_PARAMETERS, True
+            return note
         source = self.clean(joined(cell.source))
-        html = render_markdown(source, cell.get("attachments", {}))
+        html = render_markdown(source, cell.get("attachments", {}), self.places)
         heading = HEADING.search(html)
         if heading and not self.title_html:
             self.title_html = re.sub(r"</?a\b[^>]*>", "", heading[2])  # it stands inside links

@@ -4,7 +4,10 @@ nbconvert's parser finds the formulas; each is set aside under a placeholder whi
 sanitised (the sanitiser knows no MathML, and need not), then put back in its place.
 """
 
+import base64
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
@@ -13,14 +16,16 @@ from saftnb.publish.sanitise import MARK, attribute, clean_html
 
 END = "\ue001"
 PLACEHOLDER = re.compile(f"{MARK}(\\d+){END}")
+DRAWING = re.compile(r"(?:\.\./)?drawings/[\w\-]+\.svg")  # the project's own, beside its notebooks
 IMAGE_TYPES = ("image/svg+xml", "image/png", "image/jpeg", "image/gif", "image/webp")
 
 
 class _Renderer(IPythonRenderer):
-    """Markdown to HTML with placeholders for formulas, and images only from the cell itself."""
+    """Markdown to HTML with placeholders for formulas; images come from the cell itself or the project's drawings."""
 
-    def __init__(self, attachments: dict[str, dict[str, str]]) -> None:
+    def __init__(self, attachments: dict[str, dict[str, str]], places: Sequence[Path]) -> None:
         super().__init__(escape=False, exclude_anchor_links=True, attachments=attachments)
+        self.places = places
         self.formulas: list[tuple[str, bool]] = []
 
     def _set_aside(self, latex: str, display: bool) -> str:
@@ -43,6 +48,10 @@ class _Renderer(IPythonRenderer):
             for kind in IMAGE_TYPES:
                 if kind in bundle:
                     url = f"data:{kind};base64,{bundle[kind]}"
+        if DRAWING.fullmatch(url):
+            found = [place / url for place in self.places if (place / url).is_file()]
+            if found:
+                url = f"data:image/svg+xml;base64,{base64.b64encode(found[0].read_bytes()).decode()}"
         if not url.startswith("data:image/"):
             return f"<em>[picture outside the notebook: {attribute(words)}]</em>"
         return f'<img src="{attribute(url)}" alt="{attribute(words)}">'
@@ -51,9 +60,12 @@ class _Renderer(IPythonRenderer):
         return self.block_code(code)  # drawing it would take a script
 
 
-def render_markdown(source: str, attachments: dict[str, dict[str, str]] | None = None) -> str:
-    """Safe HTML of a markdown text; `attachments` as in a notebook cell."""
-    renderer = _Renderer(attachments or {})
+def render_markdown(
+    source: str, attachments: dict[str, dict[str, str]] | None = None, places: Sequence[Path] = ()
+) -> str:
+    """Safe HTML of a markdown text; `attachments` as in a notebook cell; `places` are folders that may hold a folder
+    `drawings`, whose SVGs are put into the page as pictures."""
+    renderer = _Renderer(attachments or {}, places)
     source = source.replace(MARK, "").replace(END, "")
     safe = clean_html(MarkdownWithMath(renderer=renderer).render(source))
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
+from saftnb.labels import LABELS, SPACE_LABELS
 from saftnb.publish.sanitise import scroll_open
 
 MISSING = "–"
@@ -50,7 +51,8 @@ def duration(seconds: Any, budget: Any = None) -> str:
 def table_html(table: Mapping[str, Any], caption: str, scrub: Callable[[str], str]) -> str:
     """A recorded table ({"columns": [...], "data": [[...]]}) as an HTML table.
 
-    Each column of numbers has one count of decimals; a first column of words heads its rows.
+    Each column of numbers has one count of decimals; a first column of words heads its rows. Recipes, methods and
+    spaces stand under their names.
     """
     columns = [_label(column) for column in table["columns"]]
     rows = [list(row)[: len(columns)] + [None] * (len(columns) - len(row)) for row in table["data"]]
@@ -72,9 +74,14 @@ def table_html(table: Mapping[str, Any], caption: str, scrub: Callable[[str], st
     return f"{scroll_open(caption)}<table>{inside}</table></div>"
 
 
+def spoken(name: str) -> str:
+    """A recipe, merge method or space as people write it: TIES for "ties"; any other text as it is."""
+    return LABELS.get(name) or SPACE_LABELS.get(name) or name
+
+
 def _label(column: Any) -> str:
     parts = column if isinstance(column, (list, tuple)) else [column]
-    return " · ".join(str(part).replace("_", " ") for part in parts if str(part))
+    return " · ".join(spoken(str(part)).replace("_", " ") for part in parts if str(part))
 
 
 def _is_numeric(values: list[Any]) -> bool:
@@ -84,7 +91,7 @@ def _is_numeric(values: list[Any]) -> bool:
 
 def _column(values: list[Any], numeric: bool) -> list[str]:
     if not numeric:
-        return [value_text(value) for value in values]
+        return [spoken(value_text(value)) for value in values]
     finite = [abs(value) for value in values if value is not None and math.isfinite(value)]
     mixed = any(isinstance(value, float) for value in values)
     largest = max(finite, default=0.0)

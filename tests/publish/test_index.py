@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from nbformat.v4 import new_code_cell, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
 import saftnb.publish.index as index_module
 from saftnb.publish import publish_runs
@@ -40,7 +40,7 @@ def test_the_headline_table_and_figure_come_before_the_runs(add_run, report, hea
     html = report()
     top, _, below = html.partition('id="runs"')
     assert words(re.search(r"<article.*?</article>", top, re.DOTALL)[0]).startswith("Flat minima")
-    assert re.search(r'<th scope="row">saft</th><td class="num">0\.755</td>', top)
+    assert re.search(r'<th scope="row">SAFT \(saft\)</th><td class="num">0\.755</td>', top)
     assert re.search(r'<td class="num">0\.701</td>', top)
     assert f"base64,{png}" in top
     assert 'alt="Figure 1: The worst loss nearby. SAFT stays above."' in top
@@ -146,7 +146,7 @@ def test_a_sweep_is_grouped_and_named_by_what_was_changed(add_run, report, headl
     assert [words(row) for row in sweep] == [f"{rho} 75 s (10 min) done" for rho in (0.05, 0.1, 0.2)]
     assert "keep share 0.3" in words(alone)
     assert html.count("<article") == 1
-    assert "the same table for 2 other runs" in html
+    assert "The claim and the numbers, and those of 2 other runs" in html
     assert html.count("base64,") == 1, "folded tables stand without their figures"
 
 
@@ -359,11 +359,30 @@ def test_durations_are_said_in_a_fitting_unit(seconds, text):
     assert duration(seconds, 600) == (f"{text} (10 min)" if text != "–" else "–")
 
 
-def test_what_came_out_stands_beside_the_claim(add_run, report, headline):
+def test_question_answer_and_figure_stand_open_and_the_rest_is_folded(add_run, report, headline, tmp_path):
     add_run("01_saft-aaaa", results={"headline": headline, "verdict": "worse by <2 points"})
     article = re.search(r"<article.*?</article>", report(), re.DOTALL)[0]
-    assert "In these runs: worse by &lt;2 points" in words(article)
-    assert article.index("The flatter, the better") < article.index("In these runs")
+    before, _, folded = article.partition("<details>")
+    assert words(before).startswith("Flat minima merge better")
+    assert "In this run: worse by &lt;2 points" in words(before)
+    assert "<img" in before
+    assert "The flatter, the better" in folded
+    assert "<table" in folded
+    page = (tmp_path / "report" / "01_saft-aaaa.html").read_text()
+    assert "In this run: worse by &lt;2 points" in words(page)
+
+
+def test_words_on_the_committed_results_are_left_out_where_parameters_are_others(add_run, report, tmp_path, cells):
+    told = new_markdown_cell("Six experts of 89 %.", metadata={"tags": ["committed-results"]})
+    again = new_markdown_cell("And 50 %.", metadata={"tags": ["committed-results"]})
+    add_run("01_saft-a", own_cells=[*cells, told, again])
+    add_run("01_saft-b", own_cells=[*cells, told, again], overrides={"steps": 3})
+    report()
+    own, changed = (words((tmp_path / "report" / f"01_saft-{name}.html").read_text()) for name in "ab")
+    assert "Six experts of 89 %. And 50 %." in own
+    assert "default parameters" not in own
+    assert "89 %" not in changed
+    assert changed.count("own words on results are for its default parameters") == 1
 
 
 def test_runs_that_the_grid_no_longer_names_are_left_out(add_run, report, runs):

@@ -107,6 +107,17 @@ def test_an_attachment_is_embedded_and_a_remote_picture_is_not(page, png):
     assert "outside the notebook: lost" in html
 
 
+def test_a_drawing_beside_the_notebook_is_a_picture_and_nothing_else_is_read(page, tmp_path):
+    (tmp_path / "drawings").mkdir()
+    (tmp_path / "drawings" / "basin.svg").write_text("<svg/>")
+    (tmp_path / "secret.svg").write_text("<svg>no</svg>")
+    source = "![a basin](drawings/basin.svg) ![x](secret.svg) ![y](drawings/../secret.svg) ![z](drawings/none.svg)"
+    html = main_of(page(new_markdown_cell(source)))
+    assert '<img alt="a basin" src="data:image/svg+xml;base64,PHN2Zy8+">' in html
+    assert html.count("<img") == 1
+    assert html.count("outside the notebook") == 3
+
+
 def test_cells_tagged_no_report_are_skipped(page, figure):
     html = page(
         new_markdown_cell("hidden words", metadata={"tags": ["no-report"]}),

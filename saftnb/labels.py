@@ -1,0 +1,28 @@
+"""What recipes, merge methods and merge spaces are called in figures, tables and reports."""
+
+LABELS = {
+    "sgd": "AdamW (sgd)",
+    "saft": "SAFT (saft)",
+    "sam": "SAM (sam)",
+    "asam-kwon": "Kwon's ASAM (asam-kwon)",
+    "sgd-matched": "AdamW stopped at SAFT's accuracy",
+    "sgd-2x": "AdamW, as many gradients as SAFT",
+    "sgd-wd0": "AdamW, weight decay 0",
+    "ftts": "tangent (ftts)",
+    "ftts+saft": "tangent with SAFT (ftts+saft)",
+    "ftlo": "attention only (ftlo)",
+    "ftlo+saft": "attention only with SAFT (ftlo+saft)",
+    "lora": "LoRA (lora)",
+    "lora+saft": "LoRA with SAFT (lora+saft)",
+    "average": "average",
+    "task_arithmetic": "task arithmetic",
+    "ties": "TIES",
+    "dare_task_arithmetic": "DARE, task arithmetic",
+    "dare_ties": "DARE-TIES",
+    "fisher": "Fisher",
+    "regmean": "RegMean",
+    "iso_c": "Iso-C",
+    "iso_cts": "Iso-CTS",
+    "tsv_m": "TSV-M",
+}
+SPACE_LABELS = {"weights": "weights", "knots": "KnOTS's basis", "core": "Core Space"}
