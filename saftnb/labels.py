@@ -7,7 +7,7 @@ LABELS = {
     "asam-kwon": "Kwon's ASAM (asam-kwon)",
     "sgd-matched": "AdamW stopped at SAFT's accuracy",
     "sgd-2x": "AdamW, as many gradients as SAFT",
-    "sgd-wd0": "AdamW, weight decay 0",
+    "sgd-wd0": "AdamW, no weight decay, lr 6e-4",
     "ftts": "tangent (ftts)",
     "ftts+saft": "tangent with SAFT (ftts+saft)",
     "ftlo": "attention only (ftlo)",

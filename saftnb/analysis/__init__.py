@@ -11,6 +11,7 @@ from saftnb.analysis.alignment import (
 from saftnb.analysis.baselines import bag_of_words_accuracy, frozen_accuracy
 from saftnb.analysis.comparison import Comparison, compare
 from saftnb.analysis.disentanglement import disentanglement_map, mean_inside_box
+from saftnb.analysis.evidence import gain_intervals, paired_gains
 from saftnb.analysis.linearity import block_features, cross_task_linearity, joint_loss
 from saftnb.analysis.loss_slices import ascent_direction, loss_slice, random_direction
 from saftnb.analysis.sharpness import hessian_eigenvalues, lanczos, loss_plane, sam_sharpness
@@ -24,6 +25,7 @@ __all__ = [
     "cross_task_linearity",
     "disentanglement_map",
     "frozen_accuracy",
+    "gain_intervals",
     "hessian_eigenvalues",
     "joint_loss",
     "kept_entries",
@@ -33,6 +35,7 @@ __all__ = [
     "loss_plane",
     "loss_slice",
     "mean_inside_box",
+    "paired_gains",
     "random_direction",
     "sam_sharpness",
     "shared_directions",
