@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from numbers import Real
 from operator import add, sub
 from pathlib import Path
@@ -23,87 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from saftnb.delta import Delta, LowRank, dense, finite, require_floating, squared_norm, summed
+
 KEY, FORMAT = "saftnb", "task vector, version 1"  # one entry: safetensors writes several in a random order
 FACTORS = ("::B", "::A")  # the suffixes under which a file holds the two factors of a LowRank
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """The matrix B A, kept as its factors: B is (O, r), A is (r, I), α/r already inside.
-
-    Sums of LowRanks stay low-rank by concatenation, B₁A₁ + B₂A₂ = [B₁ B₂] [A₁; A₂]: ranks add up.
-    Raises ValueError unless both factors are 2-D floating tensors of one rank, dtype and device.
-    """
-
-    B: Tensor
-    A: Tensor
-    __array_ufunc__ = None  # so that numpy's scalars leave `*` to us
-
-    def __post_init__(self) -> None:
-        for name in ("B", "A"):
-            _require_floating(getattr(self, name), f"LowRank's {name}")
-            object.__setattr__(self, name, getattr(self, name).detach())
-        B, A = self.B, self.A
-        if B.ndim != 2 or A.ndim != 2 or B.shape[1] != A.shape[0]:
-            raise ValueError(f"LowRank takes B (O, r), A (r, I), got {tuple(B.shape)} and {tuple(A.shape)}")
-        if (B.dtype, B.device) != (A.dtype, A.device):
-            raise ValueError(f"LowRank's B is {B.dtype} on {B.device}, its A is {A.dtype} on {A.device}")
-
-    @property
-    def shape(self) -> torch.Size:
-        """(O, I)."""
-        return torch.Size((self.B.shape[0], self.A.shape[1]))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.B.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.B.device
-
-    def numel(self) -> int:
-        """O · I, the entries of the matrix that this stands for."""
-        return self.shape.numel()
-
-    def dense(self) -> Tensor:
-        """B A, (O, I)."""
-        return self.B @ self.A
-
-    def to(self, *args, **kwargs) -> LowRank:
-        """Both factors through `Tensor.to`."""
-        return LowRank(self.B.to(*args, **kwargs), self.A.to(*args, **kwargs))
-
-    def __add__(self, other: LowRank | Tensor) -> LowRank | Tensor:
-        if isinstance(other, Tensor):
-            return self.dense() + other
-        if not isinstance(other, LowRank):
-            return NotImplemented
-        if self.shape != other.shape:
-            raise ValueError(f"cannot add LowRanks of shapes {tuple(self.shape)} and {tuple(other.shape)}")
-        return LowRank(torch.cat([self.B, other.B], dim=1), torch.cat([self.A, other.A]))
-
-    __radd__ = __add__
-
-    def __sub__(self, other: LowRank | Tensor) -> LowRank | Tensor:
-        return self + (-other)
-
-    def __rsub__(self, other: Tensor) -> Tensor:
-        return other + (-self)
-
-    def __neg__(self) -> LowRank:
-        return LowRank(-self.B, self.A)
-
-    def __mul__(self, scalar: float) -> LowRank:
-        return LowRank(self.B * _finite(scalar), self.A) if isinstance(scalar, Real) else NotImplemented
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, scalar: float) -> LowRank:
-        return self * (1 / _finite(scalar))
-
-
-Delta = Tensor | LowRank
 
 
 class TaskVector(Mapping[str, Delta]):
@@ -125,7 +46,7 @@ class TaskVector(Mapping[str, Delta]):
             if not isinstance(name, str):
                 raise ValueError(f"a task vector's names are strings, got {name!r}")
             if not isinstance(delta, LowRank):
-                _require_floating(delta, f"the delta of {name!r}")
+                require_floating(delta, f"the delta of {name!r}")
                 delta = delta.detach()
             self._deltas[name] = delta
 
@@ -141,8 +62,8 @@ class TaskVector(Mapping[str, Delta]):
         for name, before in base.items():
             after = tuned[name]
             if before.is_floating_point() and after.is_floating_point():
-                _require_floating(before, f"{name!r} of base")
-                _require_floating(after, f"{name!r} of tuned")
+                require_floating(before, f"{name!r} of base")
+                require_floating(after, f"{name!r} of tuned")
                 deltas[name] = after.detach() - before.detach()
             elif before.dtype != after.dtype or not torch.equal(before, after):
                 raise ValueError(f"{name!r} is not a floating tensor and differs between base and tuned")
@@ -184,12 +105,12 @@ class TaskVector(Mapping[str, Delta]):
         return self._map(lambda delta: -delta)
 
     def __mul__(self, scalar: float) -> TaskVector:
-        return self._map(lambda delta: delta * scalar) if isinstance(_finite(scalar), Real) else NotImplemented
+        return self._map(lambda delta: delta * scalar) if isinstance(finite(scalar), Real) else NotImplemented
 
     __rmul__ = __mul__
 
     def __truediv__(self, scalar: float) -> TaskVector:
-        return self * (1 / _finite(scalar))
+        return self * (1 / finite(scalar))
 
     def numel(self) -> int:
         """The number of entries, low-rank deltas counted as the matrices they stand for."""
@@ -197,7 +118,7 @@ class TaskVector(Mapping[str, Delta]):
 
     def norm(self) -> float:
         """‖τ‖₂ over all entries, in float64; low-rank deltas by ‖B A‖² = ⟨BᵀB, A Aᵀ⟩, never formed."""
-        return sum(_squared_norm(delta) for delta in self.values()) ** 0.5
+        return sum(squared_norm(delta) for delta in self.values()) ** 0.5
 
     def dense(self) -> TaskVector:
         """The same task vector with every LowRank multiplied out."""
@@ -224,17 +145,17 @@ class TaskVector(Mapping[str, Delta]):
             if target.shape != delta.shape or not target.is_floating_point():
                 kind = f"{tuple(target.shape)} {target.dtype}"
                 raise ValueError(f"{name!r} is {kind} in the model, {tuple(delta.shape)} in the task vector")
-            _require_floating(target, f"the model's {name!r}")
+            require_floating(target, f"the model's {name!r}")
             twin = first.setdefault(id(target), name)
-            if twin != name and not torch.equal(_dense(self[twin]), _dense(delta)):
+            if twin != name and not torch.equal(dense(self[twin]), dense(delta)):
                 raise ValueError(f"{twin!r} and {name!r} are one parameter, but their deltas differ")
         with torch.no_grad():
             for name in first.values():
                 target = targets[name]
-                if target.element_size() < 4 and (_summed(target, self[name]).isinf() > target.isinf()).any():
+                if target.element_size() < 4 and (summed(target, self[name]).isinf() > target.isinf()).any():
                     raise ValueError(f"{name!r} plus its delta overflows the model's {target.dtype}")
             for name in first.values():
-                targets[name].copy_(_summed(targets[name], self[name]))
+                targets[name].copy_(summed(targets[name], self[name]))
         return model
 
     def save(self, path: str | os.PathLike) -> None:
@@ -327,46 +248,6 @@ def require_same_parameters(first: Mapping, second: Mapping, one: str, other: st
         if first[name].shape != second[name].shape:
             shapes = tuple(first[name].shape), tuple(second[name].shape)
             raise ValueError(f"{name!r} is {shapes[0]} in {one} and {shapes[1]} in {other}")
-
-
-def _require_floating(value: object, what: str) -> None:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{what} must be a floating-point Tensor or a LowRank, got {kind}")
-    if value.element_size() < 2:
-        raise ValueError(f"{what} is {value.dtype}, which PyTorch cannot add: convert it to bfloat16 or float32 first")
-
-
-def _finite(scalar: object) -> object:
-    try:
-        fits = not isinstance(scalar, Real) or math.isfinite(scalar)
-    except OverflowError:  # an int beyond all floats
-        fits = False
-    if not fits:
-        raise ValueError(f"a task vector can be multiplied by finite numbers alone, not by {scalar}")
-    return scalar
-
-
-def _summed(target: Tensor, delta: Delta) -> Tensor:
-    """target + delta in target's dtype, formed in float32 at least."""
-    wide = torch.promote_types(torch.promote_types(target.dtype, delta.dtype), torch.float32)
-    return (target + _dense(delta.to(target.device, wide))).to(target.dtype)
-
-
-def _dense(delta: Delta) -> Tensor:
-    return delta.dense() if isinstance(delta, LowRank) else delta
-
-
-def frobenius_norm(delta: Delta) -> float:
-    """‖Δ‖_F in float64; of a low-rank one without forming it."""
-    return _squared_norm(delta) ** 0.5
-
-
-def _squared_norm(delta: Delta) -> float:
-    if isinstance(delta, Tensor):
-        return float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
-    B, A = delta.B.double(), delta.A.double()
-    return max(float(((B.T @ B) * (A @ A.T)).sum()), 0.0)
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,9 +21,10 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
+from saftnb.delta import Delta, LowRank, frobenius_norm
 from saftnb.merging.deltas import promoted_dtype, scaled_sum
 from saftnb.merging.registry import Range, method
-from saftnb.task_vector import Delta, LowRank, TaskVector, frobenius_norm
+from saftnb.task_vector import TaskVector
 
 Shapes = Mapping[str, Sequence[int]]
 
