@@ -8,7 +8,7 @@ import pytest
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 # Those whose prose is written by hand for the committed results.
-LESSONS = ["00_merging_by_hand", "03_evidence"]
+LESSONS = ["00_merging_by_hand", "03_evidence", "08_lora_merging"]
 NUMBER = r"[+−]?\d+(?:\.\d+)?"
 
 
@@ -25,7 +25,7 @@ def texts(output: dict) -> list[str]:
 
 def quoted(prose: str) -> list[str]:
     """The numbers that prose quotes as results: in percent, in points, and those with a decimal point or a sign."""
-    prose = re.sub(r"\(https://[^)]*\)|\[\d{4}\.\d{5}\]", "", prose)
+    prose = re.sub(r"\(https://[^)]*\)|\[\d{4}\.\d{5}\]|95 %", "", prose)
     return re.findall(rf"({NUMBER})(?= %| points)", prose) + re.findall(r"(?<![\w.])[+−]\d+(?:\.\d+)?|\d+\.\d+", prose)
 
 

@@ -23,6 +23,7 @@ SIZES = {
     "01_sharpness_aware_finetuning": {
         "suite": "thimble",
         "task": "patterns",
+        "more_seeds": [1],
         "random_directions": 2,
         "line_pictures": 100,
     },
