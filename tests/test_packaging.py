@@ -140,12 +140,24 @@ def _texts(output: dict) -> list[str]:
 
 def test_the_readme_is_short_and_its_links_and_pictures_are_there():
     text = (ROOT / "README.md").read_text()
-    assert len(text.split()) <= 1000
+    visible = re.sub(r"<[^>]*>|\]\([^)]*\)|[|`#*]|---", " ", text)  # without tags, links' targets and table lines
+    assert len(visible.split()) <= 1000
     for page in (ROOT / "README.md", *GUIDE.glob("*.md")):
         for target in re.findall(r"(?:\]\(|src=\")([^)\"#]+)", page.read_text()):
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
     notebooks = {path.stem for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
     assert {name for name in notebooks if f"{name}.ipynb" not in text} == set()
+
+
+def test_contributing_is_short_and_every_file_that_it_names_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert len(text.split()) <= 900
+    named = re.findall(r"`([^`\s]+)`|\]\(([^)]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    paths = {path for pair in named for path in pair if "/" in path or re.search(r"\.(md|py|toml|ya?ml)$", path)}
+    paths |= set(re.findall(r"(?:saftnb|tests|notebooks|reports)/[\w./-]+", text))
+    paths = {path for path in paths if not path.startswith((".venv", "https://"))}
+    assert len(paths) > 20
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
 
 
 def test_the_kept_evidence_is_what_its_notebook_shows():
