@@ -131,7 +131,7 @@ def interference(deltas: Sequence[Tensor], kept: Sequence[Tensor], names: Sequen
     limit = max(float(delta.abs().max()) for delta in deltas)
     for row, matrices, label in zip(axes, (deltas, kept), ("all entries", "the largest"), strict=True):
         for axis, matrix in zip(row, matrices, strict=False):
-            axis.imshow(matrix.numpy(), cmap="PuOr", vmin=-limit, vmax=limit)
+            axis.imshow(matrix.numpy(), cmap="PuOr_r", vmin=-limit, vmax=limit)
         signs = sum(matrix.sign() for matrix in matrices).abs()
         some = sum(matrix.sign().abs() for matrix in matrices)
         shares = (0.5 + 0.5 * signs / some.clamp(min=1)).where(some > 1, torch.nan)
