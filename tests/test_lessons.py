@@ -8,7 +8,15 @@ import pytest
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 # Those whose prose is written by hand for the committed results.
-LESSONS = ["00_merging_by_hand", "03_evidence", "08_lora_merging"]
+LESSONS = [
+    "00_merging_by_hand",
+    "01_sharpness_aware_finetuning",
+    "02_merging_comparison",
+    "03_evidence",
+    "05_cross_task_linearity",
+    "07_sharpness",
+    "08_lora_merging",
+]
 NUMBER = r"[+−]?\d+(?:\.\d+)?"
 
 

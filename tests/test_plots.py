@@ -34,15 +34,63 @@ def test_training_curves_use_the_recipes_colours():
     )
 
 
-def test_loss_slices_have_a_panel_a_direction_and_a_band_for_several_draws():
+def test_loss_slices_have_a_panel_a_direction_and_a_thin_line_a_draw():
     rows = [
-        {"recipe": r, "direction": d, "draw": draw, "distance": t, "rise": t * (draw + 1)}
+        {"recipe": r, "direction": d, "line": draw, "distance": t, "rise": t * (draw + 1)}
         for r in ("sgd", "saft") for d, n in (("random", 2), ("SAM ascent", 1)) for draw in range(n) for t in (0, 1)
     ]  # fmt: skip
     figure = plots.loss_slices(pd.DataFrame(rows))
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["random", "SAM ascent"]
-    assert len(figure.axes[0].collections) == 2
-    assert len(figure.axes[1].collections) == 0
+    assert [len(axis.lines) for axis in figure.axes] == [1 + 2 * (2 + 1), 1 + 2 * (1 + 1)]  # zero, and the means
+    assert list(figure.axes[0].lines[3].get_ydata()) == [0, 1.5]
+
+
+def test_the_plane_of_losses_marks_the_merged_model_and_the_lowest_point():
+    grid = pd.DataFrame(
+        {"recipe": "saft", "x": x, "y": y, "loss": 1 + (x - 2) ** 2 + (y - 1) ** 2} for x in range(4) for y in range(4)
+    )
+    spots = [("θ0", 0, 0), ("one", 3, 0), ("two", 0, 3), ("merged", 0.9, 0.9)]
+    marks = pd.DataFrame([("saft", *spot) for spot in spots], columns=["recipe", "name", "x", "y"])
+    axis = plots.loss_planes(grid, marks, scale=0.3).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["θ0", "one", "two", "λ = 0.3", "lowest"]
+    places = {line.get_marker(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines}
+    assert places["x"] == (2, 1)
+    assert places["*"] == (0.9, 0.9)
+    merges = next(line for line in axis.lines if line.get_linestyle() == "--")
+    assert list(zip(*merges.get_data(), strict=True)) == [(0, 0), (3, 3)]  # λ from 0 to 1
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_block_linearity_shows_the_difference_of_the_recipes_and_its_interval_over_several_seeds(seeds):
+    rows = [
+        {"recipe": r, "seed": s, "pair": p, "block": b, "distance": b + 2 * (r == "saft") + s / 10, "coefficient": 1}
+        for r in ("sgd", "saft") for s in range(seeds) for p in ("a, b", "a, c") for b in (1, 2)
+    ]  # fmt: skip
+    axis = plots.block_linearity(pd.DataFrame(rows)).axes[1]
+    dots = [line.get_ydata() for line in axis.lines if line.get_marker() == "."]
+    assert [list(dot) for dot in dots] == [pytest.approx([2, 2])] * 2
+    assert len(axis.collections) == (2 if seeds > 1 else 0)  # the bars
+
+
+def test_alignment_shows_two_curves_that_coincide_and_says_so():
+    values = {"full": 0.9, "LoRA": 0.2, "LoRA, KnOTS's basis": 0.2}
+    rows = [
+        {"view": "on rows", "updates": kind, "layer": f"0.attn.{layer}_proj.weight", "cka": value + 0.1 * pair}
+        for kind, value in values.items() for layer in "qk" for pair in (0, 1)
+    ]  # fmt: skip
+    (axis,) = plots.alignment(pd.DataFrame(rows)).axes
+    assert [line.get_linestyle() for line in axis.lines] == ["-", "-", "--"]
+    assert [text.get_text() for text in axis.texts] == ["LoRA; LoRA, KnOTS's basis: the same curve"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["q", "k"]
+
+
+def test_alignment_heatmaps_are_symmetric():
+    rows = [{"updates": kind, "task_1": "x", "task_2": "y", "cka": 0.5} for kind in ("full", "LoRA")]
+    figure = plots.alignment_heatmaps(pd.DataFrame(rows), ["x", "y"])
+    for axis, kind in zip(figure.axes[:2], ("full", "LoRA"), strict=True):
+        shown = axis.images[0].get_array()
+        assert axis.get_title(loc="left") == kind
+        assert shown[0, 1] == shown[1, 0] == 0.5
 
 
 def test_coefficient_curves_draw_the_chosen_keep_only():
@@ -115,3 +163,69 @@ def test_interference_shows_how_many_tasks_share_a_sign():
     assert shares[0, 0] == shares[1, 1] == 1.0
     assert shares[0, 1] == 0.5
     assert np.ma.is_masked(shares[1, 0]) or np.isnan(shares[1, 0])  # one task alone agrees with nobody
+
+
+def test_gains_by_case_have_an_interval_where_there_are_seeds():
+    index = pd.MultiIndex.from_product([[4, 16], [0, 1, 2]], names=["rank", "seed"])
+    gains = pd.Series([1.0, 2.0, 3.0, -1.0, -1.0, -1.0], index=index)
+    dots = pd.Series([0.0, 5.0], index=pd.MultiIndex.from_tuples([(4, "x"), (16, "y")], names=["rank", "subset"]))
+    left, right = plots.knots_ablations({"all": gains, "one seed": gains.loc[:, :0]}, {"all": dots}).axes
+    means = [container.lines[0].get_xydata()[0].tolist() for container in left.containers]
+    assert means == [[0, 2.0], [1, -1.0]]
+    reach = 4.302653 / 3**0.5  # Student's t of two degrees of freedom, deviation 1
+    low, high = (cap.get_ydata()[0] for cap in left.containers[0].lines[1])
+    assert (low, high) == pytest.approx((2 - reach, 2 + reach))
+    assert all(not container.lines[1] for container in right.containers)
+    assert [label.get_text() for label in right.get_xticklabels()] == ["4", "16"]
+    assert left.lines[1].get_ydata().tolist() == [0.0, 5.0]
+
+
+def test_the_joint_task_goes_from_best_to_worst_and_names_the_own_adapters_at_the_edge():
+    means = {("own adapter", ""): 70.0, ("ties", "weights"): 40.0, ("ensemble", ""): 45.0, ("ties", "knots"): 42.0,
+             ("task_arithmetic", plots.EVERY_SPACE): 44.0}  # fmt: skip
+    rows = [(*key, "lora", seed, mean + seed - 0.5) for key, mean in means.items() for seed in (0, 1)]
+    hits = pd.DataFrame(rows, columns=["model", "space", "recipe", "seed", "hits"])
+    (axis,) = plots.joint_task(hits.set_index(["model", "space", "recipe", "seed"])["hits"]).axes
+    names = ["ensemble (no merge)", "task arithmetic, any space", "TIES, KnOTS's basis", "TIES, weights"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == names
+    assert [text.get_text() for text in axis.texts[:4]] == ["45.0", "44.0", "42.0", "40.0"]
+    assert axis.texts[4].get_text() == "own adapters, told the task: 70.0 % →"
+    assert axis.get_xlim()[1] < 50
+    assert axis.lines[4].get_xdata().tolist() == [41.5, 42.5]  # a bar, then its mark, for each
+
+
+def test_effects_show_safts_gain_once_and_a_bar_only_where_there_is_an_interval():
+    kinds = {"SAFT": 1.0, "space": 2.0, "both": 2.5, "interaction": -0.5}
+    rows = [
+        {"method": method, "space": space, "effect": kind, "mean": mean, "low": low, "high": high}
+        for method, low, high in (("ties", -3.0, 4.0), ("dare_ties", np.nan, np.nan))
+        for space in ("knots", "core") for kind, mean in kinds.items()
+    ]  # fmt: skip
+    left, right = plots.effects(pd.DataFrame(rows)).axes
+    names = [label.get_text() for label in left.get_yticklabels()]
+    assert names[:3] == ["SAFT alone", "KnOTS's basis alone", "Core Space alone"]
+    assert names[-1] == "interaction with Core Space"
+    for axis in (left, right):
+        assert [text.get_text() for text in axis.texts] == ["+1.0", "+2.0", "+2.0", "+2.5", "+2.5", "−0.5", "−0.5"]
+    assert list(left.lines[1].get_xdata()) == [-3.0, 4.0]
+    assert np.isnan(right.lines[1].get_xdata()).all()
+
+
+def test_a_disentanglement_map_names_the_mean_of_the_box_and_of_its_quarter():
+    rows = [
+        {
+            "pair": "digits, fonts",
+            "recipe": r,
+            "alpha_1": a,
+            "alpha_2": b,
+            "xi": 0.1 * (a > 0) * (b > 0) + 0.2 * (b > 1),
+        }
+        for r in ("sgd", "saft")
+        for a in (-2, -1, 0, 1, 2)
+        for b in (-2, -1, 0, 1, 2)
+    ]
+    left, right, _ = plots.disentanglement_maps(pd.DataFrame(rows)).axes
+    assert left.get_title(loc="left") == "mean ξ 0.011 in the box, 0.100 in its quarter"  # one cell of nine
+    assert [axis.texts[0].get_text() for axis in (left, right)] == ["AdamW (sgd)", "SAFT (saft)"]
+    coarse = pd.DataFrame([row for row in rows if row["alpha_1"] != 1])
+    assert plots.disentanglement_maps(coarse).axes[0].get_title(loc="left") == "mean ξ 0.000 in the box"

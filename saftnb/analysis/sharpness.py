@@ -137,7 +137,7 @@ def loss_plane(
         scale: the merged model is θ0 + scale · (τ1 + τ2).
 
     Returns:
-        the grid: x, y, loss (nats, summed over both tasks); and the marks: name, x, y.
+        the grid: x, y, loss (nats, summed over both tasks); and the marks: name, x, y, loss.
     """
     one, two = vectors
     t1, t2 = vectors[one], vectors[two]
@@ -158,13 +158,14 @@ def loss_plane(
     for axis in ("x", "y"):
         low, high = marks[axis].min(), marks[axis].max()
         spans.append(torch.linspace(low - margin * (high - low), high + margin * (high - low), grid).tolist())
-    rows = []
-    for x in spans[0]:
-        for y in spans[1]:
-            b = y / across
-            point, loss = ((x - b * along) / length, b), 0.0
-            for task in vectors:
-                labels = suite.tasks[task].splits[split].labels[:pictures]
-                loss += F.cross_entropy(family.logits(task, point, split=split, pictures=pictures), labels).item()
-            rows.append({"x": x, "y": y, "loss": loss})
-    return pd.DataFrame(rows), marks
+
+    def joint(x: float, y: float) -> float:
+        b = y / across
+        point, loss = ((x - b * along) / length, b), 0.0
+        for task in vectors:
+            labels = suite.tasks[task].splits[split].labels[:pictures]
+            loss += F.cross_entropy(family.logits(task, point, split=split, pictures=pictures), labels).item()
+        return loss
+
+    rows = [{"x": x, "y": y, "loss": joint(x, y)} for x in spans[0] for y in spans[1]]
+    return pd.DataFrame(rows), marks.assign(loss=[joint(*spot) for spot in marks[["x", "y"]].to_numpy().tolist()])

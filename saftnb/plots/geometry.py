@@ -1,26 +1,30 @@
 """What the analyses measure: disentanglement, linearity, alignment, spectra."""
 
+import itertools
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
+import seaborn  # noqa: F401, it brings the colour map mako
 from matplotlib.figure import Figure
 
-from saftnb.plots.style import LABELS, QUIET, colour_of, marker_of
+from saftnb.evaluate import seed_interval
+from saftnb.plots.style import INK, LABELS, QUIET, colour_of, marker_of
 
 
 def disentanglement_maps(frame: pd.DataFrame, side: float = 1.0) -> Figure:
     """ξ(α1, α2) side by side on one colour scale: a row a pair, a column a recipe, a dashed box at ±`side`.
 
-    Columns pair ("one, two"), recipe, alpha_1, alpha_2, xi.
+    The box's upper right quarter has a solid line. Above each map: the mean ξ of both.
+
+    Columns pair ("one, two"), recipe, alpha_1, alpha_2, xi, a row a seed; their mean is drawn.
     """
     pairs, recipes = list(dict.fromkeys(frame["pair"])), list(dict.fromkeys(frame["recipe"]))
     figure, axes = plt.subplots(
-        len(pairs), len(recipes), figsize=(3.4 * len(recipes) + 0.8, 3.1 * len(pairs)), squeeze=False
+        len(pairs), len(recipes), figsize=(3.4 * len(recipes) + 0.8, 3.3 * len(pairs)), squeeze=False
     )
-    top = float(frame["xi"].max())
+    top = float(frame.groupby(["pair", "recipe", "alpha_1", "alpha_2"])["xi"].mean().max())
     for line, pair in zip(axes, pairs, strict=True):
         first, second = pair.split(", ")
         for axis, recipe in zip(line, recipes, strict=True):
@@ -29,10 +33,20 @@ def disentanglement_maps(frame: pd.DataFrame, side: float = 1.0) -> Figure:
             mesh = axis.pcolormesh(
                 table.columns, table.index, table, vmin=0, vmax=top, cmap="mako_r", shading="nearest"
             )
-            box = plt.Rectangle((-side, -side), 2 * side, 2 * side, fill=False, linestyle="--", color="#e07b39", lw=1.6)
-            axis.add_patch(box)
+            look = {"fill": False, "color": "#e07b39"}
+            axis.add_patch(plt.Rectangle((-side, -side), 2 * side, 2 * side, linestyle="--", lw=1.6, **look))
+            axis.add_patch(plt.Rectangle((0, 0), side, side, lw=2.4, **look))
             inside = part[(part["alpha_1"].abs() <= side + 1e-9) & (part["alpha_2"].abs() <= side + 1e-9)]
-            axis.set_title(f"{LABELS.get(recipe, recipe)}: {inside['xi'].mean():.3f} in the box", fontsize=10)
+            quarter = inside.loc[(inside["alpha_1"] > 0) & (inside["alpha_2"] > 0), "xi"]
+            means = f"mean ξ {inside['xi'].mean():.3f} in the box"
+            if len(quarter):
+                means += f", {quarter.mean():.3f} in its quarter"
+            axis.set_title(means, fontsize=8.5, fontweight="normal", color=INK)
+            if pair == pairs[0]:
+                axis.annotate(
+                    LABELS.get(recipe, recipe), (0, 1), (0, 20), xycoords="axes fraction", textcoords="offset points",
+                    fontsize=11, fontweight="bold", color=INK,
+                )  # fmt: skip
             axis.set(xlabel=f"α of {first}", ylabel=f"α of {second}", aspect="equal")
             axis.grid(False)
     figure.colorbar(mesh, ax=axes, label="disentanglement error ξ", shrink=0.8)
@@ -40,27 +54,41 @@ def disentanglement_maps(frame: pd.DataFrame, side: float = 1.0) -> Figure:
 
 
 def block_linearity(frame: pd.DataFrame) -> Figure:
-    """Distance and coefficient after every block; columns recipe, block, distance, coefficient, a row a pair and seed.
+    """Distance from linear after every block, its difference between two recipes, and the coefficient.
 
-    The line is the mean over the rows, the band one standard deviation of them.
+    A thin line or a dot is a pair of tasks (mean of its seeds), a thick one the mean of all; the bar of a difference
+    is Student's 95 % interval over the seeds, where there are several. Columns recipe (two), seed, pair, block,
+    distance, coefficient.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
-    for axis, value, label in (
-        (axes[0], "distance", "cosine distance, 0: linear"),
-        (axes[1], "coefficient", "coefficient ⟨A, B⟩ / ‖B‖², 1: linear"),
-    ):
-        for recipe, part in frame.groupby("recipe", sort=False):
-            grouped = part.groupby("block")[value]
-            mean, spread = grouped.mean(), grouped.std().fillna(0)
+    base, sharp = dict.fromkeys(frame["recipe"])
+    figure, axes = plt.subplots(1, 3, figsize=(11.4, 3.3))
+    for axis, value in ((axes[0], "distance"), (axes[2], "coefficient")):
+        for recipe in (base, sharp):
+            part, colour = frame[frame["recipe"] == recipe], colour_of(recipe)
             axis.plot(
-                mean.index, mean, color=colour_of(recipe), marker=marker_of(recipe), label=LABELS.get(recipe, recipe)
+                part.pivot_table(index="block", columns="pair", values=value), color=colour, alpha=0.3, linewidth=0.8
             )
-            axis.fill_between(
-                mean.index, mean - spread, mean + spread, color=colour_of(recipe), alpha=0.15, linewidth=0
-            )
-        axis.set(xlabel="transformer block", ylabel=label, xticks=sorted(frame["block"].unique()))
-    axes[1].axhline(1, color=QUIET, linewidth=0.8)
-    axes[0].legend(loc="best", fontsize=8)
+            look = {"color": colour, "marker": marker_of(recipe), "linewidth": 2.6, "label": LABELS.get(recipe, recipe)}
+            axis.plot(part.groupby("block")[value].mean(), **look)
+    gaps = frame.pivot_table(index=["block", "seed", "pair"], columns="recipe", values="distance")
+    gaps = gaps[sharp] - gaps[base]
+    scatter = np.random.default_rng(0)
+    for block, part in gaps.groupby("block"):
+        pairs, (mean, low, high) = part.groupby("pair").mean(), seed_interval(part.groupby("seed").mean())
+        axes[1].plot(block + scatter.uniform(-0.2, 0.2, len(pairs)), pairs, ".", color=QUIET, alpha=0.7)
+        reach = None if np.isnan(low) else [[mean - low], [high - mean]]
+        axes[1].errorbar(
+            block, mean, yerr=reach, fmt=marker_of(sharp), color=colour_of(sharp), linewidth=2.2, capsize=4
+        )
+    for axis, linear in zip(axes, (0, 0, 1), strict=True):
+        axis.axhline(linear, color=INK, linewidth=0.8)
+        axis.set(xlabel="transformer block", xticks=sorted(frame["block"].unique()))
+    axes[0].set(title="cosine distance", ylabel="1 − cos(A, B), 0: linear")
+    axes[1].set(
+        title=f"{LABELS.get(sharp, sharp)} minus {LABELS.get(base, base)}", ylabel="difference, below 0: more linear"
+    )
+    axes[2].set(title="coefficient", ylabel="⟨A, B⟩ / ‖B‖², 1: linear")
+    axes[0].legend(loc="upper left", fontsize=8)
     return figure
 
 
@@ -103,45 +131,60 @@ _UPDATES = {"full": "#5b7796", "LoRA": "#4f9d97", "LoRA, KnOTS's basis": "#b3446
 def alignment(frame: pd.DataFrame) -> Figure:
     """Mean linear CKA between tasks, layer by layer, a panel a view; bands are one standard deviation over pairs.
 
+    What is in KnOTS's basis has a dashed line without a band, so that one sees what lies beneath it. A panel says so
+    where two lines coincide.
+
     Columns view, updates, layer, cka, a row a pair (and seed); layers are drawn in their order.
     """
-    views = list(dict.fromkeys(frame["view"]))
-    layers = list(dict.fromkeys(frame["layer"]))
-    figure, axes = plt.subplots(1, len(views), figsize=(4.8 * len(views), 3.3), sharey=True, squeeze=False)
+    views, kinds, layers = (list(dict.fromkeys(frame[column])) for column in ("view", "updates", "layer"))
+    names = [layer.removesuffix(".weight").rpartition(".")[2].removesuffix("_proj") for layer in layers]
+    figure, axes = plt.subplots(1, len(views), figsize=(4.9 * len(views), 3.5), sharey=True, squeeze=False)
     for axis, view in zip(axes[0], views, strict=True):
+        means = {}
         for updates, part in frame[frame["view"] == view].groupby("updates", sort=False):
-            grouped = part.groupby("layer")["cka"]
+            grouped, colour, above = part.groupby("layer")["cka"], _UPDATES.get(updates, QUIET), "KnOTS" in updates
             mean, spread = grouped.mean().reindex(layers), grouped.std().reindex(layers).fillna(0)
-            colour = _UPDATES.get(updates, QUIET)
-            axis.plot(range(len(layers)), mean, "o-", markersize=3, color=colour, label=updates)
-            axis.fill_between(range(len(layers)), mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-        axis.set(title=view, xlabel="attention matrix, by depth (q, k, v, out)", ylim=(0, 1))
+            look = {"linestyle": "--", "linewidth": 1.4, "zorder": 4} if above else {"linewidth": 4.5, "alpha": 0.75}
+            axis.plot(range(len(layers)), mean, color=colour, label=updates, **look)
+            if not above:
+                axis.fill_between(
+                    range(len(layers)), mean - spread, mean + spread, color=colour, alpha=0.13, linewidth=0
+                )
+            means[updates] = mean
+        for one, two in itertools.combinations(means, 2):
+            if (means[one] - means[two]).abs().max() < 0.02:
+                free = 0.93 if max(mean.max() for mean in means.values()) < 0.8 else 0.03
+                axis.annotate(
+                    f"{one}; {two}: the same curve", (0.98, free), xycoords="axes fraction", fontsize=8.5, ha="right",
+                    bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
+                )  # fmt: skip
+        axis.set(title=view, xlabel="attention matrix, block after block", ylim=(0, 1))
+        if len(layers) <= 24:
+            axis.set_xticks(range(len(layers)), names, fontsize=8)
     axes[0][0].set_ylabel("linear CKA between two tasks")
     handles, labels = axes[0][-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(kinds), fontsize=9)
     return figure
 
 
 def alignment_heatmaps(frame: pd.DataFrame, tasks: Sequence[str]) -> Figure:
-    """Linear CKA between every two tasks, mean over layers and seeds, a panel for each view and kind of updates.
+    """Linear CKA between every two tasks, mean over layers and seeds, a panel for each kind of updates.
 
-    Columns view, updates, task_1, task_2, cka.
+    Columns updates, task_1, task_2, cka.
     """
-    panels = list(dict.fromkeys(zip(frame["view"], frame["updates"], strict=True)))
-    side = 0.42 * len(tasks) + 1.1
-    figure, axes = plt.subplots(1, len(panels), figsize=(side * len(panels) + 1, side + 0.6), squeeze=False)
-    for number, (axis, (view, updates)) in enumerate(zip(axes[0], panels, strict=True)):
-        part = frame[(frame["view"] == view) & (frame["updates"] == updates)]
+    kinds = list(dict.fromkeys(frame["updates"]))
+    side = 0.36 * len(tasks) + 1.0
+    figure, axes = plt.subplots(1, len(kinds), figsize=(side * len(kinds) + 1, side), squeeze=False)
+    for axis, updates in zip(axes[0], kinds, strict=True):
+        part = frame[frame["updates"] == updates]
         table = part.groupby(["task_1", "task_2"])["cka"].mean().unstack().reindex(index=tasks, columns=tasks)
-        table = table.fillna(table.T)
-        sns.heatmap(
-            table, vmin=0, vmax=1, cmap="mako_r", square=True, ax=axis, cbar=number == len(panels) - 1,
-            yticklabels=number == 0, annot=True, fmt=".2f", annot_kws={"fontsize": 6.5},
-        )  # fmt: skip
-        axis.set(xlabel="", ylabel="")
-        axis.set_title(f"{updates}\n{view}", fontsize=9)
-        axis.tick_params(length=0, labelsize=8)
+        mesh = axis.imshow(table.fillna(table.T), vmin=0, vmax=1, cmap="mako_r")
+        axis.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")
+        axis.set_yticks(range(len(tasks)), tasks if axis is axes[0][0] else [])
+        axis.set_title(updates)
+        axis.tick_params(length=0, labelsize=9)
         axis.grid(False)
+    figure.colorbar(mesh, ax=axes, label="linear CKA", shrink=0.9)
     return figure
 
 

@@ -135,6 +135,13 @@ def test_a_model_is_linear_with_itself(suite, vectors):
     assert len(block_features(suite.tower(), torch.zeros(1, 3, 28, 28))) == 4
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_at_either_end_of_the_segment_nothing_is_mixed(suite, vectors, alpha):
+    frame = cross_task_linearity(suite, vectors, alpha=alpha, pictures=3)
+    assert frame["distance"].abs().max() < 1e-6
+    assert frame["coefficient"].tolist() == pytest.approx([1.0] * len(frame), abs=1e-5)
+
+
 def test_the_joint_loss_and_its_gap_are_their_definitions(suite, vectors):
     frame = joint_loss(suite, vectors, steps=3, pictures=40)
 
@@ -242,6 +249,8 @@ def test_sam_sharpness_is_the_loss_at_the_perturbed_weights(tiny, kind):
         assert row.loss == pytest.approx(above.item(), rel=1e-4)
         assert row.rise == pytest.approx((above - start).item(), abs=1e-4)
         assert row.rise > 0
+    still = sam_sharpness(model, split, [0.0], perturbation=kind, device="cpu")
+    assert still["rise"].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_plane_holds_the_models_where_it_marks_them(suite, vectors):
@@ -253,11 +262,11 @@ def test_the_plane_holds_the_models_where_it_marks_them(suite, vectors):
     assert np.hypot(spots.loc[two, "x"], spots.loc[two, "y"]) == pytest.approx(vectors[two].norm())
     distance = np.hypot(length - along, spots.loc[two, "y"])
     assert distance == pytest.approx((vectors[one] - vectors[two]).norm())
-    # the first and last corners of the grid are known points of the plane
-    corner = grid.iloc[0]
-    b = corner["y"] / spots.loc[two, "y"]
-    move = ((corner["x"] - b * along) / length) * vectors[one] + b * vectors[two]
-    expected = sum(
-        F.cross_entropy(outputs(suite, t, move, 30), suite.tasks[t].test.labels[:30]).item() for t in vectors
-    )
-    assert corner["loss"] == pytest.approx(expected, rel=1e-3)
+    # a corner of the grid and the marks are known points of the plane
+    for spot in (grid.iloc[0], *(mark for _, mark in marks.iterrows())):
+        b = spot["y"] / spots.loc[two, "y"]
+        move = ((spot["x"] - b * along) / length) * vectors[one] + b * vectors[two]
+        expected = sum(
+            F.cross_entropy(outputs(suite, t, move, 30), suite.tasks[t].test.labels[:30]).item() for t in vectors
+        )
+        assert spot["loss"] == pytest.approx(expected, rel=1e-3)
