@@ -16,6 +16,7 @@ LESSONS = [
     "05_cross_task_linearity",
     "07_sharpness",
     "08_lora_merging",
+    "10_alignment",
 ]
 NUMBER = r"[+−]?\d+(?:\.\d+)?"
 

@@ -80,7 +80,7 @@ def test_alignment_shows_two_curves_that_coincide_and_says_so():
     ]  # fmt: skip
     (axis,) = plots.alignment(pd.DataFrame(rows)).axes
     assert [line.get_linestyle() for line in axis.lines] == ["-", "-", "--"]
-    assert [text.get_text() for text in axis.texts] == ["LoRA; LoRA, KnOTS's basis: the same curve"]
+    assert [text.get_text() for text in axis.texts] == ["LoRA, KnOTS's basis lies on LoRA: linear CKA sees no rotation"]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["q", "k"]
 
 

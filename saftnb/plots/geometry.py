@@ -132,7 +132,7 @@ def alignment(frame: pd.DataFrame) -> Figure:
     """Mean linear CKA between tasks, layer by layer, a panel a view; bands are one standard deviation over pairs.
 
     What is in KnOTS's basis has a dashed line without a band, so that one sees what lies beneath it. A panel says so
-    where two lines coincide.
+    where two lines coincide, and why.
 
     Columns view, updates, layer, cka, a row a pair (and seed); layers are drawn in their order.
     """
@@ -155,8 +155,8 @@ def alignment(frame: pd.DataFrame) -> Figure:
             if (means[one] - means[two]).abs().max() < 0.02:
                 free = 0.93 if max(mean.max() for mean in means.values()) < 0.8 else 0.03
                 axis.annotate(
-                    f"{one}; {two}: the same curve", (0.98, free), xycoords="axes fraction", fontsize=8.5, ha="right",
-                    bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
+                    f"{two} lies on {one}: linear CKA sees no rotation", (0.98, free), xycoords="axes fraction",
+                    fontsize=8.5, ha="right", bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
                 )  # fmt: skip
         axis.set(title=view, xlabel="attention matrix, block after block", ylim=(0, 1))
         if len(layers) <= 24:
