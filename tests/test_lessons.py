@@ -13,9 +13,11 @@ LESSONS = [
     "01_sharpness_aware_finetuning",
     "02_merging_comparison",
     "03_evidence",
+    "04_weight_disentanglement",
     "05_cross_task_linearity",
     "07_sharpness",
     "08_lora_merging",
+    "09_joint_task",
     "10_alignment",
 ]
 NUMBER = r"[+−]?\d+(?:\.\d+)?"

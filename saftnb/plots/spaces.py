@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from saftnb.evaluate import seed_interval
 from saftnb.merging.spaces import EVERY_SPACE
-from saftnb.plots.style import LABELS, QUIET, SPACES, colour_of, marker_of
+from saftnb.plots.style import COLOURS, INK, LABELS, QUIET, SPACES
 
 
 def spaces_and_methods(scores: pd.DataFrame, methods: Sequence[str]) -> Figure:
@@ -49,55 +49,72 @@ def spaces_and_methods(scores: pd.DataFrame, methods: Sequence[str]) -> Figure:
     return figure
 
 
-def joint_task(frame: pd.DataFrame) -> Figure:
-    """Accuracy of every model and space on the joint task, recipes side by side; bars span the seeds.
+def joint_task(hits: pd.Series) -> Figure:
+    """Hits@1 of every model on the joint task, the best on top, a panel a recipe; bars span the seeds.
 
-    Columns model, space, recipe, seed, accuracy (%).
+    A merge has the colour and the mark of its space; what is no merge is black.
+
+    Args:
+        hits: in %, index (model, space, recipe, seed). "own adapter", which is told each picture's task, is named at
+            the right edge, so that the axis ends where the others do.
     """
-    rows = list(dict.fromkeys(zip(frame["model"], frame["space"], strict=True)))
-    recipes = list(dict.fromkeys(frame["recipe"]))
-    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.38 * len(rows)))
-    for number, recipe in enumerate(recipes):
-        part = frame[frame["recipe"] == recipe].groupby(["model", "space"])["accuracy"]
-        means, low, high = (value.reindex(rows) for value in (part.mean(), part.min(), part.max()))
-        places = np.arange(len(rows)) + 0.26 * (number - (len(recipes) - 1) / 2)
-        axis.errorbar(
-            means, places, xerr=[means - low, high - means], fmt=marker_of(recipe), color=colour_of(recipe),
-            markersize=6.5, label=LABELS.get(recipe, recipe), linewidth=1,
-        )  # fmt: skip
-    names = [LABELS.get(model, model) + (f", {space}" if space else "") for model, space in rows]
-    axis.set(yticks=range(len(rows)), yticklabels=names, xlabel="Hits@1 over all labels, %")
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.legend(loc="best", fontsize=8)
+    groups = hits.drop("own adapter", level="model").groupby(["model", "space", "recipe"])
+    own = hits.xs("own adapter", level="model").groupby("recipe").mean()
+    middle, low, high = (value.unstack("recipe") for value in (groups.mean(), groups.min(), groups.max()))
+    recipes, rows = list(own.index), list(middle.iloc[:, 0].sort_values(ascending=False).index)
+    size = (4.2 * len(recipes) + 2.6, 1.2 + 0.36 * len(rows))
+    figure, axes = plt.subplots(1, len(recipes), figsize=size, sharex=True, sharey=True, squeeze=False)
+    looks = [SPACES.get(space, ("", INK, "P")) for _, space in rows]
+    for axis, recipe in zip(axes[0], recipes, strict=True):
+        for place, (row, (_, colour, marker)) in enumerate(zip(rows, looks, strict=True)):
+            mean, ends = middle.loc[row, recipe], [low.loc[row, recipe], high.loc[row, recipe]]
+            axis.plot(ends, [place, place], color=colour, linewidth=1.4)
+            axis.plot(mean, place, marker, color=colour, markersize=8)
+            axis.annotate(f"{mean:.1f}", (ends[1], place), (7, 0), textcoords="offset points", fontsize=9, va="center")
+        words = f"own adapters, told the task: {own[recipe]:.1f} % →"
+        axis.annotate(words, (1, 0), (-4, 5), "axes fraction", "offset points", fontsize=8, ha="right", color=QUIET)
+        axis.set(title=LABELS.get(recipe, recipe), xlabel="Hits@1 among all labels, %")
+        axis.margins(x=0.12)
+    there = {space: f", {SPACES[space][0]}" for space in SPACES} | {EVERY_SPACE: ", any space"}
+    names = [LABELS.get(model, model) + there.get(space, " (no merge)") for model, space in rows]
+    axes[0][0].set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) + 0.2, -0.6))
+    for label, (_, colour, _) in zip(axes[0][0].get_yticklabels(), looks, strict=True):
+        label.set_color(colour)
     return figure
 
 
 def effects(frame: pd.DataFrame) -> Figure:
-    """Single gains, the gain of both and their interaction with intervals, a panel a space, a block a method.
+    """The gain of SAFT, of each space, of both, and their interaction, a panel a method; bars are intervals.
 
-    Columns method, space, effect, mean, low, high (points of accuracy; low and high may be NaN).
+    Columns method, space, effect (SAFT, space, both, interaction), mean, low, high (points of accuracy; low and high
+    are NaN where there is no interval). SAFT's gain, in the weights, is the same for every space and is drawn once.
     """
-    methods, spaces, kinds = (list(dict.fromkeys(frame[column])) for column in ("method", "space", "effect"))
-    colours = dict(zip(kinds, ("#e07b39", "#4f9d97", "#6c5b9e", "#222222"), strict=False))
+    spaces, methods = list(dict.fromkeys(frame["space"])), list(dict.fromkeys(frame["method"]))
+    kinds = {"space": "{} alone", "both": "SAFT and {}", "interaction": "interaction with {}"}
+    rows = [(spaces[0], "SAFT", "SAFT alone", COLOURS["saft"], "D", 0.0)]
+    for gap, (kind, words) in enumerate(kinds.items()):
+        for space in spaces:
+            name, colour, marker = SPACES[space]
+            rows.append((space, kind, words.format(name), colour, marker, len(rows) + 0.6 * gap))
+    table = frame.set_index(["method", "space", "effect"])
     figure, axes = plt.subplots(
-        1, len(spaces), figsize=(4.4 * len(spaces) + 0.8, 1.3 + 0.75 * len(methods)), sharex=True, sharey=True,
+        1, len(methods), figsize=(4.2 * len(methods) + 1.6, 1.2 + 0.36 * len(rows)), sharex=True, sharey=True,
         squeeze=False,
     )  # fmt: skip
-    for axis, space in zip(axes[0], spaces, strict=True):
-        for number, kind in enumerate(kinds):
-            part = frame[(frame["space"] == space) & (frame["effect"] == kind)].set_index("method").reindex(methods)
-            places = np.arange(len(methods)) + 0.2 * (number - (len(kinds) - 1) / 2)
-            reach = [part["mean"] - part["low"], part["high"] - part["mean"]]
-            axis.errorbar(
-                part["mean"], places, xerr=reach if part["low"].notna().all() else None, fmt="os^D"[number % 4],
-                color=colours.get(kind, QUIET), label=kind, markersize=5.5, linewidth=1.2,
-            )  # fmt: skip
-        axis.axvline(0, color=QUIET, linewidth=0.8)
-        axis.set(title=f"space: {space}", xlabel="points of mean test accuracy")
-        axis.set(yticks=range(len(methods)), yticklabels=[LABELS.get(method, method) for method in methods])
-    axes[0][0].set_ylim(len(methods) - 0.5, -0.5)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9)
+    for axis, method in zip(axes[0], methods, strict=True):
+        axis.axvline(0, color=QUIET, linewidth=1)
+        axis.axhspan(rows[-len(spaces)][-1] - 0.6, rows[-1][-1] + 0.6, color=QUIET, alpha=0.15, linewidth=0)
+        for space, kind, _, colour, marker, place in rows:
+            mean, low, high = table.loc[(method, space, kind), ["mean", "low", "high"]]
+            axis.plot([low, high], [place, place], color=colour, linewidth=1.6)
+            axis.plot(mean, place, marker, color=colour, markersize=8)
+            words = f"{mean:+.1f}".replace("-", "−")
+            axis.annotate(words, (np.nanmax([mean, high]), place), (6, 0), textcoords="offset points", fontsize=9,
+                          va="center")  # fmt: skip
+        axis.set(title=LABELS.get(method, method), xlabel="points of mean test accuracy")
+        axis.margins(x=0.15)
+    axes[0][0].set(yticks=[row[-1] for row in rows], yticklabels=[row[2] for row in rows])
+    axes[0][0].set_ylim(rows[-1][-1] + 0.6, -0.6)
     return figure
 
 
@@ -109,7 +126,7 @@ def knots_ablations(panels: Mapping[str, pd.Series], behind: Mapping[str, pd.Ser
         behind: title -> further gains, a light dot for each, index (case, anything).
     """
     behind = behind or {}
-    widths = [len(gains.groupby(level=0)) + 1 for gains in panels.values()]
+    widths = [max(len(gains.groupby(level=0)) + 1, 3) for gains in panels.values()]
     figure, axes = plt.subplots(
         1, len(panels), figsize=(1.6 + 0.62 * sum(widths), 3.6), sharey=True, width_ratios=widths, squeeze=False
     )
@@ -120,7 +137,7 @@ def knots_ablations(panels: Mapping[str, pd.Series], behind: Mapping[str, pd.Ser
         if title in behind:
             places = [cases.index(case) for case in behind[title].index.get_level_values(0)]
             places = np.array(places) + jitter.uniform(-0.2, 0.2, len(places))
-            axis.plot(places, behind[title], "o", color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
+            axis.plot(places, behind[title], "o", color=colour, alpha=0.4, markersize=4, markeredgewidth=0)
         for place, case in enumerate(cases):
             mean, low, high = seed_interval(gains.loc[case])
             reach = [[mean - low], [high - mean]] if np.isfinite(low) else None
@@ -128,5 +145,5 @@ def knots_ablations(panels: Mapping[str, pd.Series], behind: Mapping[str, pd.Ser
         axis.set(xticks=range(len(cases)), xticklabels=cases, xlim=(-0.6, len(cases) - 0.4))
         axis.set_title(title, fontsize=9)
         axis.grid(visible=False, axis="x")
-    axes[0][0].set_ylabel("difference, points of accuracy")
+    axes[0][0].set_ylabel("points of accuracy (above 0: better)")
     return figure
