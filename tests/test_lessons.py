@@ -19,6 +19,8 @@ LESSONS = [
     "08_lora_merging",
     "09_joint_task",
     "10_alignment",
+    "11_knots_ablations",
+    "12_flat_and_aligned",
 ]
 NUMBER = r"[+−]?\d+(?:\.\d+)?"
 

@@ -229,3 +229,18 @@ def test_a_disentanglement_map_names_the_mean_of_the_box_and_of_its_quarter():
     assert [axis.texts[0].get_text() for axis in (left, right)] == ["AdamW (sgd)", "SAFT (saft)"]
     coarse = pd.DataFrame([row for row in rows if row["alpha_1"] != 1])
     assert plots.disentanglement_maps(coarse).axes[0].get_title(loc="left") == "mean ξ 0.000 in the box"
+
+
+def test_joint_losses_name_the_expert_at_each_end():
+    rows = [
+        {"pair": pair, "recipe": r, "seed": 0, "alpha": a, "loss": 1 + a, "gap": -a * (1 - a)}
+        for pair in ("digits, fonts", "mnist, patterns")
+        for r in ("sgd", "saft")
+        for a in (0.0, 0.5, 1.0)
+    ]
+    figure = plots.joint_losses(pd.DataFrame(rows))
+    figure.canvas.draw()
+    for axis, (first, second) in zip(figure.axes[2:], (("digits", "fonts"), ("mnist", "patterns")), strict=True):
+        ticks = [label.get_text() for label in axis.get_xticklabels()]
+        assert ticks == [f"0\n{second}", "0.5\nhalf way", f"1\n{first}"]
+        assert axis.get_ylim()[1] > 0.02  # room for the words on barriers

@@ -12,7 +12,7 @@ from saftnb.analysis.baselines import bag_of_words_accuracy, frozen_accuracy
 from saftnb.analysis.comparison import Comparison, compare
 from saftnb.analysis.disentanglement import disentanglement_map, mean_inside_box
 from saftnb.analysis.evidence import gain_intervals, paired_gains
-from saftnb.analysis.linearity import block_features, cross_task_linearity, joint_loss
+from saftnb.analysis.linearity import block_features, cross_task_linearity, joint_loss, segment_curvature
 from saftnb.analysis.loss_slices import ascent_direction, loss_slice, random_direction
 from saftnb.analysis.sharpness import hessian_eigenvalues, lanczos, loss_plane, sam_sharpness
 
@@ -38,6 +38,7 @@ __all__ = [
     "paired_gains",
     "random_direction",
     "sam_sharpness",
+    "segment_curvature",
     "shared_directions",
     "update_cka",
     "update_spectra",

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saftnb.analysis.sharpness import hessian_eigenvalues
 from saftnb.backbones import resolve_device
 from saftnb.evaluate import ModelFamily
 from saftnb.suites import Suite
@@ -115,4 +116,35 @@ def joint_loss(
         mixed = sum(a * end for a, end in zip(point, ends, strict=True))
         here = loss(point)
         rows.append({"alpha": point[0], "loss": here, "mixed": mixed, "gap": here - mixed})
+    return pd.DataFrame(rows)
+
+
+def segment_curvature(
+    suite: Suite, vectors: Mapping[str, TaskVector], *, points: int = 3, split: str = "test",
+    pictures: int | None = None, iterations: int = 12, device: str = "auto",
+) -> pd.DataFrame:  # fmt: skip
+    """The joint loss's extreme curvatures at points of the segment between two task models (plain ones, not tangent).
+
+    They bound the gap of `joint_loss`: |δ(α)| ≤ ½ α(1−α) ‖θs − θt‖² max ‖H‖₂, with the maximum along the whole segment
+    (SAFT, arXiv 2504.14662). A few points, and Lanczos's values, which come from below, make that an estimate.
+
+    Args:
+        vectors: two tasks with their task vectors. points: evenly spaced, from the second task's model to the first's.
+        iterations: Hessian-vector products at each point, see `hessian_eigenvalues`.
+
+    Returns:
+        one row a point: alpha (the weight of the first), top, bottom, norm and residual, as `hessian_eigenvalues`.
+
+    Raises:
+        ValueError: not two tasks.
+    """
+    if len(vectors) != 2:
+        raise ValueError(f"a segment is between two tasks, not {len(vectors)}")
+    first, second = vectors.values()
+    rows = []
+    for i in range(points):
+        alpha = i / max(1, points - 1)
+        tower = suite.tower(alpha * first + (1 - alpha) * second)
+        parts = [(suite.classifier(task, tower), suite.tasks[task].splits[split][:pictures]) for task in vectors]
+        rows.append({"alpha": alpha, **hessian_eigenvalues(parts, iterations=iterations, device=device)})
     return pd.DataFrame(rows)

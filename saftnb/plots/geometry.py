@@ -99,7 +99,7 @@ def joint_losses(frame: pd.DataFrame) -> Figure:
     """
     pairs = list(dict.fromkeys(frame["pair"]))
     figure, axes = plt.subplots(
-        2, len(pairs), figsize=(3.5 * len(pairs) + 0.6, 5), sharex=True, sharey="row", squeeze=False
+        2, len(pairs), figsize=(3.5 * len(pairs) + 0.6, 5), sharex="col", sharey="row", squeeze=False
     )
     for column, pair in enumerate(pairs):
         for recipe, part in frame[frame["pair"] == pair].groupby("recipe", sort=False):
@@ -116,9 +116,15 @@ def joint_losses(frame: pd.DataFrame) -> Figure:
                 axis.fill_between(
                     mean.index, grouped.min(), grouped.max(), color=colour_of(recipe), alpha=0.15, linewidth=0
                 )
+        first, second = pair.split(", ")
         axes[0][column].set_title(pair, fontsize=10)
-        axes[1][column].axhline(0, color=QUIET, linewidth=0.8)
-        axes[1][column].set_xlabel(f"weight α of {pair.split(', ')[0]}")
+        axes[1][column].axhline(0, color=INK, linewidth=0.8)
+        axes[1][column].set(xlabel=f"weight α of the {first} expert", xticks=[0, 0.5, 1])
+        axes[1][column].set_xticklabels([f"0\n{second}", "0.5\nhalf way", f"1\n{first}"])
+    low, high = axes[1][0].get_ylim()
+    axes[1][0].set_ylim(low, max(high, 0.12 * (high - low)))  # room for the words
+    words = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": QUIET}
+    axes[1][0].annotate("above this line: a barrier", (0.5, 0), (0, 5), **words)
     axes[0][0].set_ylabel("joint loss L, nats")
     axes[1][0].set_ylabel("gap δ(α), nats")
     axes[0][0].legend(loc="best", fontsize=8)

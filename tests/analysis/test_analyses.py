@@ -22,6 +22,7 @@ from saftnb.analysis import (
     loss_plane,
     mean_inside_box,
     sam_sharpness,
+    segment_curvature,
 )
 from saftnb.backbones import ImageClassifier
 from saftnb.finetune import ascent_step
@@ -161,6 +162,27 @@ def test_the_joint_loss_and_its_gap_are_their_definitions(suite, vectors):
     assert three["alpha"].tolist() == [0.25]
     with pytest.raises(ValueError, match=r"weights are 2 numbers from 0 that sum to 1, not \(0.5, 0.6\)"):
         joint_loss(suite, vectors, weights=[(0.5, 0.6)])
+
+
+def test_between_a_model_and_itself_there_is_no_gap(suite, vectors):
+    one, two = vectors
+    alike = joint_loss(suite, {one: vectors[one], two: vectors[one]}, steps=3, pictures=20)
+    assert alike["gap"].abs().max() < 1e-4
+
+
+def test_the_curvature_of_a_segment_is_that_of_its_points(suite, vectors):
+    """Each row is of the Hessian at a model set up on its own."""
+    one, two = vectors
+    frame = segment_curvature(suite, vectors, points=3, pictures=8, iterations=2, device="cpu")
+    assert frame["alpha"].tolist() == [0, 0.5, 1]
+    middle = vectors[one] * 0.5 + vectors[two] * 0.5
+    for row, move in zip(frame.itertuples(), (vectors[two], middle, vectors[one]), strict=True):
+        tower = suite.tower(move)
+        parts = [(suite.classifier(t, tower), suite.tasks[t].test[:8]) for t in vectors]
+        alone = hessian_eigenvalues(parts, iterations=2, device="cpu")
+        assert [row.top, row.bottom, row.norm] == pytest.approx([alone[k] for k in ("top", "bottom", "norm")], rel=1e-3)
+    with pytest.raises(ValueError, match="between two tasks, not 1"):
+        segment_curvature(suite, {one: vectors[one]})
 
 
 @given(size=st.integers(2, 12), seed=st.integers(0, 50))
