@@ -15,6 +15,7 @@ LESSONS = [
     "03_evidence",
     "04_weight_disentanglement",
     "05_cross_task_linearity",
+    "06_joint_loss_linearity",
     "07_sharpness",
     "08_lora_merging",
     "09_joint_task",
