@@ -246,30 +246,6 @@ def normalised(absolute: Mapping[str, float], individual: Mapping[str, float]) -
     return {task: absolute[task] / individual[task] if individual[task] else math.nan for task in absolute}
 
 
-def paired_interval(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Difference in mean accuracy over tasks (ours − theirs) with a paired bootstrap interval over test pictures.
-
-    The models are held fixed: the interval says how much the choice of test pictures matters, and nothing about
-    other training seeds.
-
-    Returns:
-        (difference, low, high), in accuracy from −1 to 1.
-    """
-    generator = np.random.default_rng(seed)
-    total, samples = 0.0, np.zeros(draws)
-    for task in ours:
-        gap = ours[task].numpy().astype(np.int8) - theirs[task].numpy().astype(np.int8)
-        # Resampling n pictures is a multinomial draw over the three values that a paired gap can take.
-        shares = np.array([(gap == value).mean() for value in (-1, 0, 1)])
-        counts = generator.multinomial(len(gap), shares, size=draws)
-        samples += (counts[:, 2] - counts[:, 0]) / len(gap) / len(ours)
-        total += gap.mean() / len(ours)
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return float(total), float(low), float(high)
-
-
 def hierarchical_bootstrap(
     table: pd.DataFrame, *, level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:

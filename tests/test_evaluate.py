@@ -21,7 +21,6 @@ from saftnb.evaluate import (
     interval_text,
     logits,
     normalised,
-    paired_interval,
     seed_interval,
     suite_hits,
     with_mean,
@@ -125,26 +124,6 @@ def test_normalised_and_mean():
     assert np.isnan(normalised({"a": 0.4}, {"a": 0.0})["a"])
     table = with_mean(pd.DataFrame({"a": [0.2], "b": [0.4]}))
     assert table["mean"].tolist() == pytest.approx([0.3])
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.integers(0, 1000), st.integers(20, 60))
-def test_the_interval_matches_a_plain_bootstrap(seed, count):
-    generator = np.random.default_rng(seed)
-    ours = {t: torch.from_numpy(generator.random(count) < 0.7) for t in "ab"}
-    theirs = {t: torch.from_numpy(generator.random(count) < 0.5) for t in "ab"}
-    middle, low, high = paired_interval(ours, theirs)
-    gaps = {t: ours[t].numpy().astype(float) - theirs[t].numpy().astype(float) for t in "ab"}
-    assert middle == pytest.approx(np.mean([gap.mean() for gap in gaps.values()]))
-    plain = [np.mean([generator.choice(gap, count).mean() for gap in gaps.values()]) for _ in range(800)]
-    assert low == pytest.approx(np.quantile(plain, 0.025), abs=0.05)
-    assert high == pytest.approx(np.quantile(plain, 0.975), abs=0.05)
-    assert low <= middle <= high
-
-
-def test_a_model_does_not_differ_from_itself():
-    same = {"a": torch.tensor([True, False, True])}
-    assert paired_interval(same, same) == (0.0, 0.0, 0.0)
 
 
 def table(values: list[list[float]]) -> pd.DataFrame:

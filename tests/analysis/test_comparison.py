@@ -6,7 +6,7 @@ import torch
 import saftnb as sn
 from saftnb.evaluate import SuiteAccuracy, accuracies, individual_hits, suite_hits
 from saftnb.merging import merge, represent
-from saftnb.merging.search import coordinate_search, search
+from saftnb.merging.search import coordinate_search, per_target, search
 from saftnb.merging.spaces import EVERY_SPACE, SAME_IN_EVERY_SPACE
 from saftnb.merging.statistics import fisher_diagonal, gram_matrices, suite_statistics
 
@@ -52,6 +52,10 @@ def test_it_does_what_the_loops_do(bench, lora):
     assert found.found[key].best == slow.best
     assert found.found[key].vector is None
     assert equal(found.tested[key], suite_hits(bench, slow.vector, device="cpu"))
+    assert found.found[key].curve.equals(slow.curve)  # normalised scores, coordinate by coordinate
+    there = represent(experts, "knots")
+    for task, (_, vector) in per_target(there, "ties", slow).items():
+        assert torch.equal(found.targeted[key][task], suite_hits(bench, vector, tasks=[task], device="cpu")[task])
     grams = [
         gram_matrices(bench.classifier(task, bench.tower(vector)), bench.tasks[task].train[:10].images, device="cpu")
         for task, vector in experts.items()

@@ -42,6 +42,10 @@ def test_a_verdict_needs_every_backbone_and_more_than_one_seed():
     assert (
         gain_intervals(apart, "recipe", draws=200).set_index("recipe").loc["saft", "verdict"] == "not clearly different"
     )
+    many = paired_gains(frame(lambda b, s: -0.1 if b == "e" else 5.0, backbones="abcde"), "sgd")
+    line = gain_intervals(many, "recipe", draws=2000).set_index("recipe").loc["saft"]
+    assert line["low"] > 0
+    assert (line["backbones above"], line["verdict"]) == ("4 of 5", "not clearly different")  # one of them disagrees
     below = paired_gains(frame(lambda b, s: -3.0 + 0.1 * s), "sgd")
     assert gain_intervals(below, "recipe", draws=200).set_index("recipe").loc["saft", "verdict"] == "below 0"
     one = paired_gains(frame(lambda b, s: 3.0, seeds=(0,)), "sgd")

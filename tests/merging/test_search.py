@@ -2,11 +2,12 @@
 
 import itertools
 
+import pandas as pd
 import pytest
 import torch
 
 from saftnb.merging import merge
-from saftnb.merging.search import coordinate_search, per_target, search, search_subsets
+from saftnb.merging.search import Search, coordinate_search, per_target, search, search_subsets
 from saftnb.task_vector import TaskVector
 
 
@@ -171,3 +172,9 @@ def test_a_coordinate_search_refuses_what_the_method_lacks():
         coordinate_search(vectors(), "ties", {"scale": [1.0]}, closeness(0), start={"kep": 1}, progress=False)
     with pytest.raises(ValueError, match="an empty grid"):
         coordinate_search(vectors(), "ties", {}, closeness(0), progress=False)
+
+
+def test_a_search_says_its_choice_and_stars_an_end_of_the_grid():
+    found = Search(None, {"scale": 0.3, "keep": 0.1, "seed": 2}, pd.DataFrame(), ["keep"])
+    assert str(found) == "λ 0.3, keep 0.1, draw 2*"
+    assert str(Search(None, {"scale": 0.3}, pd.DataFrame(), [])) == "λ 0.3"
