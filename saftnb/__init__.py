@@ -19,6 +19,7 @@ _DOORS = {
     "finetune": ("saftnb.finetune", ""),  # a room that can be called
     "task_vectors": ("saftnb.finetune", "task_vectors"),
     "merge": ("saftnb.merging", "merge"),
+    "learn": ("saftnb.merging.learning", "learn"),
     "search": ("saftnb.merging.search", "search"),
     "accuracy": ("saftnb.evaluate", "suite_accuracy"),
     "statistics": ("saftnb.merging.statistics", "suite_statistics"),

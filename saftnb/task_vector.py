@@ -166,15 +166,24 @@ class TaskVector(Mapping[str, Delta]):
         equal bytes. Raises ValueError if a name ends like a factor's.
         """
         path = Path(path)
-        tensors: dict[str, Tensor] = {}
-        for name, delta in self.items():
+        for name in self:
             if name.endswith(FACTORS):
                 raise ValueError(f"cannot save {name!r}: a name that ends so is a low-rank factor's")
-            parts = {"::B": delta.B, "::A": delta.A} if isinstance(delta, LowRank) else {"": delta}
-            tensors |= {name + suffix: part for suffix, part in parts.items()}
-        tensors = _apart(tensors)
+        tensors = _apart(self._tensors())
         metadata = {KEY: f"{FORMAT}, sha256 {_checksum(tensors)}"}
         _write_whole(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+    def checksum(self) -> str:
+        """SHA-256 over names, dtypes, shapes and values, whatever the order of the names and the device."""
+        return _checksum(_apart(self._tensors()))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every tensor under the name that a file has for it."""
+        tensors: dict[str, Tensor] = {}
+        for name, delta in self.items():
+            parts = {"::B": delta.B, "::A": delta.A} if isinstance(delta, LowRank) else {"": delta}
+            tensors |= {name + suffix: part for suffix, part in parts.items()}
+        return tensors
 
     def to_adapter(self, folder: str | os.PathLike, *, base: str = "") -> Path:
         """Writes low-rank deltas of weights as one LoRA adapter in PEFT's own format, α = r; returns the folder.

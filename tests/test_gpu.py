@@ -5,7 +5,7 @@ import torch
 
 from saftnb.analysis import ascent_direction, loss_slice
 from saftnb.evaluate import ModelFamily, accuracy
-from saftnb.finetune import SharpnessAware, finetune, recipe, train
+from saftnb.finetune import SharpnessAware, finetune, recipe, resume, train
 from saftnb.merging import TaskVector, merge
 from saftnb.suites import load_suite
 
@@ -28,7 +28,7 @@ def test_fine_tuning_learns_and_its_result_is_on_the_cpu(tmp_path, monkeypatch):
 
 def test_an_interrupted_training_goes_on_and_keeps_a_best_look_from_before(tmp_path, monkeypatch):
     monkeypatch.setenv("SAFTNB_STORE", str(tmp_path))
-    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+    monkeypatch.setattr(resume, "SAVE_EVERY", 2)
     suite = load_suite("thimble")
     plan = recipe("saft", suite, steps=6, warmup=2, evaluate_every=2)
     real = train.Training.look

@@ -6,7 +6,7 @@ many merged models are measured with one base in memory.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saftnb.delta import Delta
 from saftnb.paths import data_root
 from saftnb.task_vector import LowRank, TaskVector
 
@@ -140,6 +141,10 @@ class SequenceTower(nn.Module):
             if layer.weight.shape != delta.shape:
                 here, there = tuple(layer.weight.shape), tuple(delta.shape)
                 raise ValueError(f"a task vector of another base: {name!r} is {there}, in {backbone.name} {here}")
+
+    def moved_by(self, deltas: Mapping[str, Delta]) -> None:
+        """Take other deltas of the same weights, such as ones that are being learned."""
+        self._deltas = dict(deltas)
 
     def _layer(self, name: str) -> nn.Module | None:
         try:

@@ -1,7 +1,6 @@
 """`finetune`: a task model from the checkpoint store, trained first where the store lacks it."""
 
 import itertools
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
@@ -12,7 +11,8 @@ from saftnb.backbones import require_bf16, resolve_device
 from saftnb.finetune import store
 from saftnb.finetune.recipe import Recipe
 from saftnb.finetune.recipe import recipe as named_recipe
-from saftnb.finetune.train import CPU_THREADS, Training, save_state
+from saftnb.finetune.resume import load_state, save_state
+from saftnb.finetune.train import CPU_THREADS, Training
 from saftnb.suites import PairSuite, Suite
 from saftnb.task_vector import TaskVector
 
@@ -128,19 +128,12 @@ class TaskVectors(Mapping[tuple[str, int], dict[str, TaskVector]]):
 
 
 def _train(suite, task, plan, seed, where, inputs, progress) -> store.FineTuned:
-    state_file = store.store_root() / ".partial" / f"{store.folder_name(inputs)}.pt"
+    state_file = store.partial_file(inputs)
     model = suite.classifier(task, suite.tower(tangent=plan.tangent))
     training = Training(model, suite.tasks[task], plan, seed, where)
     try:
-        if state_file.is_file():
-            try:
-                state = torch.load(state_file, map_location="cpu", weights_only=True)
-            except Exception:  # whatever torch makes of a file that is not one of its own
-                warnings.warn(
-                    f"the training state {state_file.name} cannot be read: training starts anew", stacklevel=3
-                )
-            else:
-                training.load_state(state)
+        if (state := load_state(state_file)) is not None:
+            training.load_state(state)
         training.run(
             lambda state: save_state(state, state_file), label=f"{task} {plan.name} seed {seed}", progress=progress
         )

@@ -1,7 +1,10 @@
-"""The checkpoint store: a folder of finished fine-tunings, each found by the hash of everything that decides it.
+"""The checkpoint store: a folder of finished trainings, each found by the hash of everything that decides it.
 
     <store>/<suite>-<task>-<recipe>-s<seed>-<hash>/   task_vector.safetensors   history.csv   manifest.json
     (and head.safetensors, for sentence pairs)
+
+`save` and `load` are of fine-tunings; `write` and `read` of anything that is a folder of files, such as learned
+merging coefficients.
 
 A checkpoint is written under a temporary name, synced and renamed, so that one which is there is whole.
 """
@@ -11,9 +14,11 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -24,6 +29,7 @@ from saftnb.paths import store_root
 from saftnb.run_folder import used_checkpoint
 from saftnb.task_vector import TaskVector
 
+Found = TypeVar("Found")
 _FILES = ("task_vector.safetensors", "history.csv")
 _HEAD = "head.safetensors"
 
@@ -58,8 +64,14 @@ def fingerprint(inputs: dict) -> str:
 
 
 def folder_name(inputs: dict) -> str:
-    name = f"{inputs['suite']}-{inputs['task']}-{inputs['recipe']['name']}-s{inputs['seed']}"
+    """The inputs' "name", or that of a fine-tuning, and the start of their hash."""
+    name = inputs.get("name") or f"{inputs['suite']}-{inputs['task']}-{inputs['recipe']['name']}-s{inputs['seed']}"
     return f"{name}-{fingerprint(inputs)[:12]}"
+
+
+def partial_file(inputs: dict, suffix: str = ".pt") -> Path:
+    """Where the state of a training in progress is."""
+    return store_root() / ".partial" / f"{folder_name(inputs)}{suffix}"
 
 
 def _sha256(path: Path) -> str:
@@ -74,22 +86,20 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def save(result: FineTuned, root: Path | None = None) -> FineTuned:
-    """Write a checkpoint whole or not at all; returns the result with its weights' hash."""
+def write(inputs: dict, fill: Callable[[Path], None], root: Path | None = None, **more: object) -> dict:
+    """Have `fill` put files into a folder, which stands in the store whole or not at all; returns its manifest.
+
+    Args:
+        more: what the manifest says beside the inputs and the files' hashes.
+    """
     root = root or store_root()
-    final = root / folder_name(result.inputs)
+    final = root / folder_name(inputs)
     part = root / ".partial" / final.name
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    result.task_vector.save(part / "task_vector.safetensors")
-    result.history.to_csv(part / "history.csv", index=False)
-    if result.head is not None:
-        save_file({"head": result.head.contiguous()}, part / _HEAD)
-    manifest = {
-        "fingerprint": result.fingerprint, "inputs": result.inputs, "seconds": result.seconds,
-        "validation_accuracy": result.validation_accuracy,
-        "sha256": {path.name: _sha256(path) for path in sorted(part.iterdir())},
-    }  # fmt: skip
+    fill(part)
+    manifest = {"fingerprint": fingerprint(inputs), "inputs": inputs, **more}
+    manifest["sha256"] = {path.name: _sha256(path) for path in sorted(part.iterdir())}
     (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     for path in (*part.iterdir(), part):
         _sync(path)
@@ -97,32 +107,59 @@ def save(result: FineTuned, root: Path | None = None) -> FineTuned:
         shutil.rmtree(final)
     os.replace(part, final)
     _sync(root)
-    used_checkpoint(final, result.fingerprint)
-    return replace(result, weights_sha256=manifest["sha256"]["task_vector.safetensors"])
+    used_checkpoint(final, manifest["fingerprint"])
+    return manifest
 
 
-def load(inputs: dict, root: Path | None = None) -> FineTuned | None:
-    """The checkpoint of these inputs; None where there is none, or (with a warning) where it is damaged."""
+def read(
+    inputs: dict, take: Callable[[Path, dict], Found], files: Sequence[str], root: Path | None = None
+) -> Found | None:
+    """What `take` makes of the folder of these inputs and its manifest; None where there is none, or (with a warning)
+    where it is damaged: it lacks one of `files`, or a file does not have its hash."""
     folder = (root or store_root()) / folder_name(inputs)
     if not (folder / "manifest.json").is_file():
         return None
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         whole = manifest["fingerprint"] == fingerprint(inputs)
-        whole = whole and set(_FILES) <= manifest["sha256"].keys()
+        whole = whole and set(files) <= manifest["sha256"].keys()
         whole = whole and all(_sha256(folder / name) == wanted for name, wanted in manifest["sha256"].items())
-        vector = TaskVector.load(folder / "task_vector.safetensors") if whole else None
-        head = load_file(folder / _HEAD)["head"] if whole and _HEAD in manifest["sha256"] else None
+        found = take(folder, manifest) if whole else None
     except (OSError, ValueError, KeyError):
-        vector = None
-    if vector is None:
-        warnings.warn(f"checkpoint {folder.name} is damaged and is trained again", stacklevel=3)
+        found = None
+    if found is None:
+        warnings.warn(f"checkpoint {folder.name} is damaged and is trained again", stacklevel=4)
         return None
     used_checkpoint(folder, manifest["fingerprint"])
-    return FineTuned(
-        vector, pd.read_csv(folder / "history.csv"), manifest["validation_accuracy"], manifest["seconds"],
-        manifest["fingerprint"], manifest["inputs"], manifest["sha256"]["task_vector.safetensors"], head,
-    )  # fmt: skip
+    return found
+
+
+def save(result: FineTuned, root: Path | None = None) -> FineTuned:
+    """Write a checkpoint whole or not at all; returns the result with its weights' hash."""
+
+    def fill(folder: Path) -> None:
+        result.task_vector.save(folder / "task_vector.safetensors")
+        result.history.to_csv(folder / "history.csv", index=False)
+        if result.head is not None:
+            save_file({"head": result.head.contiguous()}, folder / _HEAD)
+
+    more = {"seconds": result.seconds, "validation_accuracy": result.validation_accuracy}
+    manifest = write(result.inputs, fill, root, **more)
+    return replace(result, weights_sha256=manifest["sha256"]["task_vector.safetensors"])
+
+
+def load(inputs: dict, root: Path | None = None) -> FineTuned | None:
+    """The checkpoint of these inputs; None where there is none, or (with a warning) where it is damaged."""
+
+    def take(folder: Path, manifest: dict) -> FineTuned:
+        return FineTuned(
+            TaskVector.load(folder / "task_vector.safetensors"), pd.read_csv(folder / "history.csv"),
+            manifest["validation_accuracy"], manifest["seconds"], manifest["fingerprint"], manifest["inputs"],
+            manifest["sha256"]["task_vector.safetensors"],
+            load_file(folder / _HEAD)["head"] if _HEAD in manifest["sha256"] else None,
+        )  # fmt: skip
+
+    return read(inputs, take, _FILES, root)
 
 
 @contextmanager

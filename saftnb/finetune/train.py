@@ -1,11 +1,9 @@
 """The training loop. A run's every step is a function of (suite, task, recipe, seed, step) and nothing else."""
 
-import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +23,7 @@ from saftnb.backbones import (
 )
 from saftnb.evaluate import hits
 from saftnb.finetune.recipe import Recipe
+from saftnb.finetune.resume import Saves
 from saftnb.finetune.sharpness_aware import SharpnessAware
 from saftnb.progress import progress_bar
 from saftnb.suites import PairSplit, PairTask, Split, Task
@@ -32,8 +31,6 @@ from saftnb.task_vector import TaskVector
 
 LOOK_AT = 500  # pictures at once, at a look at the validation accuracy
 CPU_THREADS = 1  # one process per core beats two threads here, and other counts give other bits
-SAVE_EVERY = 50  # steps between saves of the training state, at least
-SAVE_SHARE = 0.1  # of the time may go into saves: at full size a state is some GB
 
 
 def build_optimizer(tower: nn.Module, recipe: Recipe, head: nn.Parameter | None = None) -> torch.optim.Optimizer:
@@ -253,7 +250,7 @@ class Training:
 
     def run(self, save: Callable[[dict], None], *, label: str, progress: bool) -> None:
         """Train to the end, or to the accuracy at which the recipe stops, saving the state now and then."""
-        steps, saved, cost = self.recipe.steps, time.perf_counter(), 0.0
+        steps, saves = self.recipe.steps, Saves(save)
         bar = progress_bar(total=steps, initial=self.next_step, desc=label, disable=not progress, mininterval=1)
         with threads(CPU_THREADS), bar:
             while self.next_step < steps and not self.reached:
@@ -263,20 +260,6 @@ class Training:
                     self.look(loss)
                     bar.set_postfix_str(f"validation {self.history[-1][2]:.3f}", refresh=False)
                 self.seconds += time.perf_counter() - start
-                due = self.next_step % SAVE_EVERY == 0 and time.perf_counter() - saved >= cost / SAVE_SHARE
-                if due and self.next_step < steps and not self.reached:
-                    start = time.perf_counter()
-                    save(self.state())
-                    saved = time.perf_counter()
-                    cost = saved - start
+                if self.next_step < steps and not self.reached:
+                    saves.after(self.next_step, self.state)
                 bar.update()
-
-
-def save_state(state: dict, path: Path) -> None:
-    """Write a training state whole or not at all."""
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

@@ -2,7 +2,10 @@
 
 A merge *method* turns n task vectors into one; `methods()` lists them with their hyperparameters, defaults
 and ranges. A merge *space* is where that happens, see `spaces()`: "weights" is the task vectors as they are.
+`learn(suite, vectors)` learns the coefficients instead, on pictures without labels.
 """
+
+from typing import Any
 
 from saftnb.merging import methods as _methods  # noqa: F401  (running it registers the methods)
 from saftnb.merging import spaces as _spaces  # noqa: F401  (and the spaces)
@@ -11,4 +14,12 @@ from saftnb.merging.merge import Representation, merge, represent
 from saftnb.merging.registry import methods, spaces
 from saftnb.task_vector import LowRank, TaskVector
 
-__all__ = ["LowRank", "Representation", "TaskVector", "merge", "methods", "represent", "spaces"]
+__all__ = ["LowRank", "Representation", "TaskVector", "learn", "merge", "methods", "represent", "spaces"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "learn":
+        raise AttributeError(f"module 'saftnb.merging' has no attribute {name!r}")
+    from saftnb.merging.learning import learn  # it needs the suites, which a merge does not
+
+    return learn

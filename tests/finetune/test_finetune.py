@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from saftnb.evaluate import accuracy
-from saftnb.finetune import TaskVectors, finetune, recipe, store
+from saftnb.finetune import TaskVectors, finetune, recipe, resume, store
 from saftnb.finetune import train as train_module
 from saftnb.finetune.train import Training, draw_batch
 from saftnb.suites import load_suite
@@ -340,8 +340,8 @@ def test_compiling_changes_no_gradient_beyond_rounding(suite):
 def test_interrupted_training_goes_on_to_the_same_bits(suite, fresh_store, monkeypatch):
     whole = finetune(suite, "digits", plan(), progress=False)
     monkeypatch.setenv("SAFTNB_STORE", str(fresh_store) + "-2")
-    monkeypatch.setattr(train_module, "SAVE_EVERY", 2)
-    monkeypatch.setattr(train_module, "SAVE_SHARE", float("inf"))
+    monkeypatch.setattr(resume, "SAVE_EVERY", 2)
+    monkeypatch.setattr(resume, "SAVE_SHARE", float("inf"))
     real = Training.step
 
     def dies(self):
@@ -362,7 +362,7 @@ def test_interrupted_training_goes_on_to_the_same_bits(suite, fresh_store, monke
 
 
 def test_slow_saves_are_made_less_often(suite, monkeypatch):
-    monkeypatch.setattr(train_module, "SAVE_EVERY", 1)
+    monkeypatch.setattr(resume, "SAVE_EVERY", 1)
     settings = plan("sgd", steps=30, evaluate_every=30)
     saved = []
     training = Training(suite.classifier("digits"), suite.tasks["digits"], settings, 0, CPU)
@@ -438,9 +438,9 @@ def test_kill_9_in_mid_training_loses_nothing(suite, fresh_store, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
         textwrap.dedent("""
-        from saftnb.finetune import finetune, recipe, train
+        from saftnb.finetune import finetune, recipe, resume
         from saftnb.suites import load_suite
-        train.SAVE_EVERY = 5
+        resume.SAVE_EVERY = 5
         plan = recipe("saft", "thimble", steps=60, warmup=2, evaluate_every=20)
         finetune(load_suite("thimble"), "digits", plan, progress=False)
     """)

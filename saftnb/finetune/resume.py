@@ -1,0 +1,48 @@
+"""A training in progress on disk: when its state is saved, how it is written whole, how it is read again."""
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+SAVE_EVERY = 50  # steps between saves of the training state, at least
+SAVE_SHARE = 0.1  # of the time may go into saves: at full size a state is some GB
+
+
+class Saves:
+    """Saves a state now and then: every `SAVE_EVERY` steps, and only where that takes little of the time."""
+
+    def __init__(self, save: Callable[[dict], None]):
+        self._save, self._last, self._cost = save, time.perf_counter(), 0.0
+
+    def after(self, step: int, state: Callable[[], dict]) -> None:
+        """To be called after each step."""
+        start = time.perf_counter()
+        if step % SAVE_EVERY == 0 and start - self._last >= self._cost / SAVE_SHARE:
+            self._save(state())
+            self._last = time.perf_counter()
+            self._cost = self._last - start
+
+
+def save_state(state: dict, path: Path) -> None:
+    """Write a training state whole or not at all."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def load_state(path: Path) -> dict | None:
+    """The state of a training that was cut off; None where there is none, or (with a warning) none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # whatever torch makes of a file that is not one of its own
+        warnings.warn(f"the training state {path.name} cannot be read: training starts anew", stacklevel=4)
+        return None
