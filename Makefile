@@ -51,6 +51,7 @@ smollm: $(READY)
 bench: $(READY)
 	$(BIN)/python tests/bench/steps.py
 	$(BIN)/python tests/bench/disentanglement.py
+	$(BIN)/python tests/bench/learning.py
 	$(BIN)/python tests/bench/knots.py
 	$(BIN)/python tests/bench/ties.py
 

@@ -26,3 +26,9 @@ LABELS = {
     "tsv_m": "TSV-M",
 }
 SPACE_LABELS = {"weights": "weights", "knots": "KnOTS's basis", "core": "Core Space"}
+KIND_LABELS = {  # what has a learned number of its own, see `saftnb.merging.coefficients`
+    "task": "each task",
+    "parameter": "each task and parameter",
+    "channel": "each task and channel",
+    "weights": "each weight: the control",
+}

@@ -76,11 +76,12 @@ def differences(ours: pd.Series, theirs: pd.Series, *, level: float = 0.95) -> p
     table = pd.DataFrame(found, index=["mean", "low", "high"]).T
     table.index.names = others or [None]
     table["difference"] = [interval_text(interval) for interval in found.values()]
-    table["verdict"] = [_verdict(low, high) for _, low, high in found.values()]
+    table["verdict"] = [verdict(low, high) for _, low, high in found.values()]
     return table
 
 
-def _verdict(low: float, high: float) -> str:
+def verdict(low: float, high: float) -> str:
+    """What an interval says of a difference; one that is NaN is of one seed."""
     if pd.isna(low):
         return "one seed, no verdict"
     return "above 0" if low > 0 else "below 0" if high < 0 else "not clearly different"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.thimble_notebooks import SIZES, check, notebooks
+
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 # Those whose prose is written by hand for the committed results.
 LESSONS = [
@@ -22,6 +24,7 @@ LESSONS = [
     "10_alignment",
     "11_knots_ablations",
     "12_flat_and_aligned",
+    "13_nli",
 ]
 NUMBER = r"[+−]?\d+(?:\.\d+)?"
 
@@ -73,3 +76,10 @@ def test_a_lesson_asks_answers_and_stays_short(name: str) -> None:
     assert 1 <= checks <= 3
     words = sum(len("".join(cell["source"]).split()) for cell in cells if cell["cell_type"] == "markdown")
     assert words >= 2 * sum(len(cell["source"]) for cell in code)
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+def test_every_notebook_is_ready_for_nbval(path: Path) -> None:
+    """What `make test` asks of a notebook before it runs it, asked early."""
+    check(path)
+    assert path.relative_to(NOTEBOOKS).with_suffix("").as_posix() in SIZES

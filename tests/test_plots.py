@@ -244,3 +244,44 @@ def test_joint_losses_name_the_expert_at_each_end():
         ticks = [label.get_text() for label in axis.get_xticklabels()]
         assert ticks == [f"0\n{second}", "0.5\nhalf way", f"1\n{first}"]
         assert axis.get_ylim()[1] > 0.02  # room for the words on barriers
+
+
+def test_learned_merges_are_a_line_a_kind_over_the_pools_in_their_order():
+    rows = [
+        {"learned": kind, "pictures": pictures, "seed": seed, "accuracy": base + number + seed}
+        for kind, base in (("channel", 60), ("weights", 50))
+        for number, pictures in enumerate((4, 64, "all"))
+        for seed in (0, 2)
+    ]
+    axis = plots.learned_by_pictures(pd.DataFrame(rows), {"average": 40.0, "individual": 90.0}).axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["4", "64", "all"]
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
+    assert drawn["each task and channel"] == [61, 62, 63]
+    assert drawn["each weight: the control"] == [51, 52, 53]
+    assert [text.get_text() for text in axis.texts] == ["average 40.0", "individual 90.0"]
+    bands = [collection.get_paths()[0].vertices[:, 1] for collection in axis.collections]
+    assert [(band.min(), band.max()) for band in bands] == [(60, 64), (50, 54)]
+
+
+def test_learning_curves_start_at_the_whole_loss():
+    rows = [
+        {"objective": o, "step": step, "loss": loss, "validation_accuracy": 0.5}
+        for o in ("distillation", "entropy") for step, loss in ((0, 4.0), (10, 1.0))
+    ]  # fmt: skip
+    figure = plots.learning_curves(pd.DataFrame(rows))
+    assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[1, 0.25]] * 2
+    assert figure.axes[0].get_ylim()[0] == 0
+    assert [list(line.get_ydata()) for line in figure.axes[1].lines] == [[50, 50]] * 2
+
+
+def test_the_map_of_coefficients_goes_from_input_to_output():
+    names = ["proj", "class_embedding", "transformer.resblocks.1.attn.q_proj.weight",
+             "transformer.resblocks.1.attn.q_proj.bias", "transformer.resblocks.1.ln_1.weight",
+             "transformer.resblocks.1.mlp.c_fc.weight", "ln_post.weight"]  # fmt: skip
+    table = pd.DataFrame({"mnist": [0.1, 0.2, 0.3, 0.5, 0.0, -0.1, 0.3]}, index=names)
+    axis = plots.coefficient_map(table, 0.2).axes[0]
+    rows = [label.get_text() for label in axis.get_yticklabels()]
+    assert rows == ["input", "block 2, attention", "block 2, norms", "block 2, MLP", "output"]
+    assert [text.get_text() for text in axis.texts] == ["0.20", "0.40", "0.00", "−0.10", "0.20"]
+    low, high = axis.images[0].get_clim()
+    assert (low + high) / 2 == pytest.approx(0.2)

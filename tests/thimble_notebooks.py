@@ -115,6 +115,17 @@ SIZES = {
         "search_pairs": 12,
         "baseline_pairs": 48,
     },
+    "14_learned_merging": {
+        "suite": "thimble",
+        "seeds": [0, 1],
+        "pools": [4, 0],
+        "kinds": ["parameter", "channel", "weights"],
+        "learn_steps": 2,
+        "scales": [0.3, 0.5],
+        "spectral_scales": [0.5],
+        "keeps": [0.3],
+        "statistics_pictures": 20,
+    },
     "appendix/finetune_task": {"suite": "thimble"},
     "appendix/evidence_seed": {
         "suite": "thimble",
@@ -136,6 +147,14 @@ SIZES = {
         "saft_radii": [0.2],
         "sam_radii": [0.05],
         "kwon_radii": [0.1],
+    },
+    "appendix/learning_search": {
+        "suite": "thimble",
+        "kinds": ["channel", "weights"],
+        "rates": [0.03],
+        "weight_rates": [1e-3],
+        "pools": [4, 20],
+        "steps": 2,
     },
     "appendix/pretrain_pocket_clip": {"size": "thimble"},
 }

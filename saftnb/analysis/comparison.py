@@ -47,19 +47,24 @@ class Comparison:
     def chosen(self) -> pd.DataFrame:
         """The chosen coefficients: a row a method and space, a column a recipe, seed by seed ("λ 0.3 | λ 0.2*"); a
         star where a value is an end of its grid."""
-        texts = pd.Series({key: str(result) for key, result in self.found.items() if result.best})
+        texts = pd.Series({key: str(result) for key, result in self._searched().items()})
         texts = texts.rename_axis(_NAMES).groupby(_NAMES[:-1], sort=False).agg(" | ".join).unstack("recipe", sort=False)
         return texts.droplevel("space") if self._weights_alone(texts) else texts
 
     def curves(self, keep: Sequence[str] = ()) -> pd.DataFrame:
         """Every point that the searches tried: columns method, space, recipe, seed, those of `Search.curve`, chosen."""
         parts = []
-        for (method, space, recipe, seed), result in self.found.items():
-            if result.best and method in (keep or methods()):
-                chosen = (result.curve[list(result.best)] == pd.Series(result.best)).all(axis=1)
-                named = {"method": method, "space": space, "recipe": recipe, "seed_": seed, "chosen": chosen}
-                parts.append(result.curve.assign(**named))
+        for (method, space, recipe, seed), result in self._searched(keep).items():
+            chosen = (result.curve[list(result.best)] == pd.Series(result.best)).all(axis=1)
+            named = {"method": method, "space": space, "recipe": recipe, "seed_": seed, "chosen": chosen}
+            parts.append(result.curve.assign(**named))
         return pd.concat(parts).rename(columns={"seed": "draw"}).rename(columns={"seed_": "seed"})
+
+    def _searched(self, keep: Sequence[str] = ()) -> dict[Key, Search]:
+        found = {key: one for key, one in self.found.items() if one.best and key[0] in (keep or methods())}
+        if not found:
+            raise ValueError(f"no coefficient was searched for {', '.join(keep) or 'any of these methods'}")
+        return found
 
     @staticmethod
     def _weights_alone(table: pd.DataFrame) -> bool:

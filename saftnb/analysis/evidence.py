@@ -4,11 +4,13 @@ A frame has a row for each tested model and task: columns recipe, backbone, seed
 tasks) and a value between 0 and 1.
 """
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
 
 from saftnb.evaluate import hierarchical_bootstrap, interval_text
+from saftnb.scores import verdict
 
 _KEYS = ("backbone", "seed", "method", "task", "size", "tasks")
 
@@ -49,15 +51,11 @@ def gain_intervals(gains: pd.DataFrame, by: str | Sequence[str], *, draws: int =
         row = dict(zip(by, entry, strict=True)) | {"mean": mean, "low": low, "high": high}
         row["difference"] = interval_text((mean, low, high))
         row["backbones above"] = f"{above} of {len(table)}"
-        row["verdict"] = _verdict(low, high, table.mean(axis=1), table.shape[1])
+        if table.shape[1] == 1:
+            low = high = math.nan  # backbones alone give no verdict
+        elif above not in (0, len(table)):
+            low, high = -math.inf, math.inf  # they do not agree
+        row["verdict"] = verdict(low, high)
         rows.append(row)
     columns = [*by, "mean", "low", "high", "difference", "backbones above", "verdict"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _verdict(low: float, high: float, means: pd.Series, seeds: int) -> str:
-    if seeds == 1:
-        return "one seed, no verdict"
-    if low > 0 and (means > 0).all():
-        return "above 0"
-    return "below 0" if high < 0 and (means < 0).all() else "not clearly different"

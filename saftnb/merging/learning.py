@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saftnb.backbones import resolve_device, threads
+from saftnb.backbones import Tokens, resolve_device, threads
 from saftnb.evaluate import hits, logits
 from saftnb.finetune import SharpnessAware, store
 from saftnb.finetune.resume import Saves, load_state, save_state
@@ -32,12 +32,15 @@ from saftnb.finetune.train import CPU_THREADS
 from saftnb.merging.coefficients import KINDS, AtOutputs, InWeights, Values
 from saftnb.progress import progress_bar
 from saftnb.suites import PairSuite, Suite
+from saftnb.suites.task import random_resized_crop
 from saftnb.task_vector import TaskVector
 
 LEARNING_VERSION = 1  # raise it whenever a change of this code changes what is learned
 OBJECTIVES = ("distillation", "entropy")
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("cosine", "constant")
+VIEWS = 512  # pictures and crops of them, a task
+CROP = 0.7  # smallest share of a picture's area that a crop keeps
 LOOKS = 4  # at the validation accuracy, after the one at the start
 LOOK_AT = 200  # pictures a task, at most, for such a look
 # Adam's learning rates, chosen in notebooks/appendix/learning_search.ipynb on a seed that no result uses.
@@ -48,12 +51,12 @@ RATES = {"channel": 1e-2, "parameter": 1e-2, "task": 1e-2, "weights": 1e-3}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "adamerging": {
         "objective": "entropy", "by": "parameter", "steps": 500, "batch_size": 16, "lr": 1e-3, "start": 0.3,
-        "clamp": (0.0, 1.0), "schedule": "constant",
+        "clamp": (0.0, 1.0), "schedule": "constant", "views": 0,
     },
     "samerging": {
         "objective": "distillation", "by": "parameter", "steps": 1000, "batch_size": 16, "lr": 1e-3, "start": 0.0,
         "temperature": 2.0, "rho": 0.07, "perturbation": "asam", "optimizer": "sgd", "momentum": 0.99,
-        "weight_decay": 5e-4, "schedule": "constant",
+        "weight_decay": 5e-4, "schedule": "constant", "views": 0,
     },
 }  # fmt: skip
 
@@ -67,6 +70,7 @@ class Plan:
     rho: float | None
     steps: int
     pictures: int
+    views: int
     batch_size: int
     lr: float
     start: float
@@ -95,6 +99,7 @@ class Plan:
         need(self.rho is None or 0 <= self.rho < math.inf, f"rho is a number from 0, or None, not {self.rho}")
         need(self.steps >= 1 and self.batch_size >= 1, "steps and batch_size are at least 1")
         need(self.pictures >= 0, f"pictures is a number a task, or 0 for all, not {self.pictures}")
+        need(self.views >= 0, f"views is a number a task, or 0 for no crops, not {self.views}")
         need(0 < self.lr < math.inf, f"lr is above 0, not {self.lr}")
         need(math.isfinite(self.start), f"start is a finite number, not {self.start}")
         need(0 < self.temperature < math.inf, f"temperature is above 0, not {self.temperature}")
@@ -149,9 +154,10 @@ def learn(
     objective: str = "distillation",
     by: str = "channel",
     rho: float | None = None,
-    steps: int = 600,
+    steps: int = 400,
     pictures: int = 0,
     seed: int = 0,
+    views: int = VIEWS,
     batch_size: int = 16,
     lr: float | None = None,
     start: float | None = None,
@@ -179,7 +185,9 @@ def learn(
             learned, from the average of the task vectors.
         rho: radius of a sharpness-aware step on the learned numbers; None: a plain one. perturbation: "sam" or "asam".
         pictures: validation pictures (pairs) of each task, drawn by the seed; 0: all of them.
-        seed: decides which pictures, and their order.
+        seed: decides which pictures, their crops and their order.
+        views: where there are fewer pictures of a task, random crops of them, `CROP` of the area at least, make so many
+            in all (whole rounds of the pictures); 0: no crops. Pairs have none.
         batch_size: pictures of each task in a step.
         lr: peak learning rate; None: `RATES[by]`. start: every coefficient at first; None: 1 / number of tasks.
         temperature: of the distillation's two softmaxes.
@@ -194,7 +202,7 @@ def learn(
         FloatingPointError: a loss or gradient that is not finite. The last good values are kept, and named.
     """
     plan = Plan(
-        objective=objective, by=by, rho=rho, steps=steps, pictures=pictures, batch_size=batch_size,
+        objective=objective, by=by, rho=rho, steps=steps, pictures=pictures, views=views, batch_size=batch_size,
         lr=RATES.get(by, 1.0) if lr is None else lr, start=1 / max(len(vectors), 1) if start is None else start,
         temperature=temperature, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay,
         perturbation=perturbation, clamp=clamp, schedule=schedule,
@@ -219,6 +227,12 @@ def learn(
             return learning.finish(inputs, progress)
 
 
+def pool(size: int, pictures: int, seed: int) -> Tensor:
+    """Which of a task's validation pictures are learned from, int64: so many of a shuffle, which knows no labels, or
+    all where `pictures` is 0. Smaller pools lie in larger ones."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[: pictures or None]
+
+
 class Learning:
     """A learning in progress, which can be saved and gone on from at any step."""
 
@@ -231,7 +245,7 @@ class Learning:
         else:
             self.model = InWeights(suite.tower(tangent=tangent).to(device), values)
         self.models = {task: suite.classifier(task, self.model.tower).to(device) for task in vectors}
-        self.pools = {task: self._pool(len(suite.tasks[task].validation)) for task in vectors}
+        self.pools = {task: self._pool(task) for task in vectors}
         self.teachers = {}
         if plan.objective == "distillation":
             self.teachers = {task: self._teacher(task, vector, tangent) for task, vector in vectors.items()}
@@ -240,19 +254,24 @@ class Learning:
         self.losses: list[float] = []  # since the last look
         self.curve: list[tuple[int, float, float]] = []
 
-    def _pool(self, size: int) -> Tensor:
-        """Which validation pictures: so many of a shuffle, which knows no labels; smaller pools lie in larger ones."""
-        return torch.randperm(size, generator=torch.Generator().manual_seed(self.seed))[: self.plan.pictures or None]
+    def _pool(self, task: str) -> Tensor | Tokens:
+        """What is learned from: the chosen pictures or pairs, and crops of the pictures after them."""
+        chosen = pool(len(self.suite.tasks[task].validation), self.plan.pictures, self.seed)
+        found = self.suite.tasks[task].validation.inputs
+        if len(chosen) < len(found):  # all of them may be a file of some GB, and stay there
+            found = found[chosen]
+        rounds = self.plan.views // len(chosen) - 1
+        if rounds < 1 or not isinstance(found, Tensor):
+            return found
+        crops = torch.Generator().manual_seed((self.seed + 1) * 7_368_787)
+        drawn = [(255 * random_resized_crop(found, CROP, crops)).round().to(torch.uint8) for _ in range(rounds)]
+        return torch.cat([found, *drawn])
 
     @torch.no_grad()
     def _teacher(self, task: str, vector: TaskVector, tangent: bool) -> Tensor:
         """log p of the task's own model on the pool, (pictures, classes that it has)."""
         model = self.suite.classifier(task, self.suite.tower(vector, tangent=tangent))
-        found = logits(model, self._inputs(task, self.pools[task]), device=str(self.device))
-        return self._log_shares(found).to(self.device)
-
-    def _inputs(self, task: str, index: Tensor) -> Any:
-        return self.suite.tasks[task].validation.inputs[index]
+        return self._log_shares(logits(model, self.pools[task], device=str(self.device))).to(self.device)
 
     def _log_shares(self, given: Tensor) -> Tensor:
         known = ~torch.isneginf(given[0])  # a class that the task does not have is masked
@@ -268,7 +287,7 @@ class Learning:
     def loss(self, task: str, step: int) -> Tensor:
         """The task's mean loss on a step's batch, at the model as it stands."""
         chosen = self.batch(task, step)
-        log_shares = self._log_shares(self.models[task](self._inputs(task, self.pools[task][chosen]).to(self.device)))
+        log_shares = self._log_shares(self.models[task](self.pools[task][chosen].to(self.device)))
         if self.plan.objective == "entropy":
             return -(log_shares.exp() * log_shares).sum(dim=1).mean()
         theirs = self.teachers[task][chosen.to(self.device)]

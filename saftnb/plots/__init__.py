@@ -12,6 +12,7 @@ from saftnb.plots.geometry import (
     kept_entries,
     update_spectra,
 )
+from saftnb.plots.learning import coefficient_map, learned_by_pictures, learning_curves
 from saftnb.plots.merging import coefficient_curves, forest, interference, merging_comparison, task_plane
 from saftnb.plots.spaces import EVERY_SPACE, effects, joint_task, knots_ablations, spaces_and_methods
 from saftnb.plots.style import COLOURS, LABELS, MARKERS, STYLE, pictures, use_style
@@ -27,6 +28,7 @@ __all__ = [
     "alignment_heatmaps",
     "block_linearity",
     "coefficient_curves",
+    "coefficient_map",
     "disentanglement_maps",
     "effects",
     "forest",
@@ -35,6 +37,8 @@ __all__ = [
     "joint_task",
     "kept_entries",
     "knots_ablations",
+    "learned_by_pictures",
+    "learning_curves",
     "loss_planes",
     "loss_slices",
     "merging_comparison",

@@ -137,3 +137,12 @@ def test_statistics_by_task_are_those_of_its_own_model(bench, lora):
     assert all(torch.equal(found["digits"][name], slow[name]) for name in found["digits"])
     with pytest.raises(ValueError, match="method is fisher or regmean, not 'ties'"):
         sn.statistics(bench, experts, "ties")
+
+
+def test_where_nothing_was_searched_it_says_so(bench, lora):
+    found = sn.compare(bench, lora, {"average": {}}, pictures=5, test_pictures=5, device="cpu", progress=False)
+    assert len(found.scores()) == 4
+    with pytest.raises(ValueError, match="no coefficient was searched for any of these methods"):
+        found.chosen()
+    with pytest.raises(ValueError, match="no coefficient was searched for ties"):
+        found.curves(["ties"])

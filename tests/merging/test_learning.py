@@ -17,15 +17,16 @@ from safetensors.torch import load_file
 from torch.func import functional_call
 
 from saftnb.delta import LowRank, dense
+from saftnb.evaluate import suite_accuracy
 from saftnb.finetune import SharpnessAware, resume, store
 from saftnb.merging import learn
-from saftnb.merging.coefficients import AtOutputs, InWeights, Values, blocks, correlation, scaled
-from saftnb.merging.learning import PRESETS, RATES, Learning, Plan, _describe
+from saftnb.merging.coefficients import AtOutputs, InWeights, Values, blocks, correlation, resident, scaled
+from saftnb.merging.learning import PRESETS, RATES, Learning, Plan, _describe, pool
 from saftnb.suites import load_suite
 from saftnb.task_vector import TaskVector
 
 CPU = torch.device("cpu")
-QUICK = {"steps": 4, "batch_size": 8, "pictures": 12, "device": "cpu", "progress": False}
+QUICK = {"steps": 4, "batch_size": 8, "pictures": 12, "views": 0, "device": "cpu", "progress": False}
 
 
 @pytest.fixture(autouse=True)
@@ -81,9 +82,11 @@ def pair_adapters(pairs):
 
 
 def plan(**changes):
-    given = {"objective": "distillation", "by": "channel", "rho": None, "steps": 4, "pictures": 12, "batch_size": 8,
-             "lr": 0.01, "start": 0.4, "temperature": 1.0, "optimizer": "adam", "momentum": 0.0, "weight_decay": 0.0,
-             "perturbation": "sam", "clamp": None, "schedule": "constant"}  # fmt: skip
+    given = {
+        "objective": "distillation", "by": "channel", "rho": None, "steps": 4, "pictures": 12, "views": 0,
+        "batch_size": 8, "lr": 0.01, "start": 0.4, "temperature": 1.0, "optimizer": "adam", "momentum": 0.0,
+        "weight_decay": 0.0, "perturbation": "sam", "clamp": None, "schedule": "constant",
+    }  # fmt: skip
     return Plan(**given | changes)
 
 
@@ -115,7 +118,7 @@ def reference_loss(one, suite, vectors, c, tangent=False):
     total = 0
     for task, vector in vectors.items():
         model = suite.classifier(task, tower)
-        batch = suite.tasks[task].validation.images[one.pools[task][one.batch(task, one.next_step)]]
+        batch = suite.tasks[task].validation.images[pool(100, 12, 0)[one.batch(task, one.next_step)]]
         found = functional_call(model, {f"tower.{name}": value for name, value in merged.items()}, (batch,))
         teacher = suite.classifier(task, suite.tower(vector, tangent=tangent))(batch).detach()
         T = one.plan.temperature
@@ -287,8 +290,8 @@ def test_what_was_learned_is_found_again(suite, fresh_store, monkeypatch):
 def test_everything_that_decides_the_result_is_in_its_fingerprint(suite):
     vectors = random_vectors(suite)
     changes = [
-        {}, {"by": "task"}, {"objective": "entropy"}, {"rho": 0.1}, {"steps": 3}, {"pictures": 11}, {"batch_size": 7},
-        {"lr": 0.5}, {"start": 0.1}, {"temperature": 3.0}, {"clamp": (0, 1)}, {"schedule": "cosine"},
+        {}, {"by": "task"}, {"objective": "entropy"}, {"rho": 0.1}, {"steps": 3}, {"pictures": 11}, {"views": 5},
+        {"batch_size": 7}, {"lr": 0.5}, {"start": 0.1}, {"temperature": 3.0}, {"clamp": (0, 1)}, {"schedule": "cosine"},
         {"optimizer": "sgd"}, {"momentum": 0.1}, {"weight_decay": 0.1}, {"perturbation": "asam"},
     ]  # fmt: skip
     assert {name for change in changes for name in change} == {field.name for field in dataclasses.fields(Plan)}
@@ -337,7 +340,7 @@ def test_kill_9_loses_nothing(suite, fresh_store, tmp_path, monkeypatch):
         from tests.merging.test_learning import random_vectors
         resume.SAVE_EVERY = 3
         suite = load_suite("thimble")
-        learn(suite, random_vectors(suite), steps=24, batch_size=8, pictures=12, device="cpu", progress=False)
+        learn(suite, random_vectors(suite), steps=24, batch_size=8, pictures=12, views=0, device="cpu", progress=False)
     """)
     )
     process = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": os.getcwd()})
@@ -373,12 +376,32 @@ def test_labels_and_test_pictures_decide_nothing(suite):
 
 
 def test_pools_are_drawn_without_labels_and_nested(suite):
-    pools = {n: learning(suite, random_vectors(suite), pictures=n).pools["digits"] for n in (4, 16, 0)}
+    split = suite.tasks["digits"].validation
+    pools = {n: pool(len(split), n, 0) for n in (4, 16, 0)}
     assert torch.equal(pools[16][:4], pools[4])
     assert torch.equal(pools[0][:16], pools[16])
-    assert len(pools[0]) == len(suite.tasks["digits"].validation)
-    labels = suite.tasks["digits"].validation.labels[pools[16]]
+    assert pools[0].sort().values.tolist() == list(range(len(split)))
+    assert not torch.equal(pool(len(split), 16, 1), pools[16])
+    few = learning(suite, random_vectors(suite), pictures=4).pools["digits"]
+    assert torch.equal(few, split.images[pools[4]])
+    labels = split.labels[pools[16]]
     assert len(labels.unique()) < 10  # a prefix of the split would be balanced
+
+
+def test_few_pictures_get_crops_which_their_own_model_has_seen(suite):
+    vectors = random_vectors(suite)
+    one = learning(suite, vectors, pictures=5, views=18)
+    pool, bare = one.pools["digits"], learning(suite, vectors, pictures=5).pools["digits"]
+    assert len(pool) == 15
+    assert torch.equal(pool[:5], bare)
+    assert not torch.equal(pool[5:10], bare)
+    assert not torch.equal(pool[5:10], pool[10:])
+    gap = (pool[5:10].float() - bare.float()).abs().mean()
+    assert gap < (bare[1:].float() - bare[:-1].float()).abs().mean()  # a crop is nearer to its own picture
+    teacher = suite.classifier("digits", suite.tower(vectors["digits"]))
+    torch.testing.assert_close(one.teachers["digits"][12], teacher(pool[12:13]).log_softmax(dim=1)[0].detach())
+    assert len(learning(suite, vectors, pictures=12, views=18).pools["digits"]) == 12
+    assert not equal(learn(suite, vectors, **QUICK).values, learn(suite, vectors, **QUICK | {"views": 30}).values)
 
 
 def test_batches_are_epochs_of_the_pool(suite):
@@ -453,6 +476,36 @@ def test_clamped_coefficients_count_within_their_bounds(suite):
     torch.testing.assert_close(found.vector[name], sum(c[task] * vectors[task][name] for task in vectors))
 
 
+def test_the_curve_has_mean_losses_and_validation_accuracies(suite, monkeypatch):
+    real, losses = Learning.step, []
+
+    def step(self):
+        losses.append(real(self))
+        return losses[-1]
+
+    monkeypatch.setattr(Learning, "step", step)
+    vectors = random_vectors(suite)
+    found = learn(suite, vectors, **QUICK | {"steps": 8})
+    assert found.curve["step"].tolist() == [0, 2, 4, 6, 8]
+    expected = [losses[0], *(sum(losses[i : i + 2]) / 2 for i in (0, 2, 4, 6))]
+    assert found.curve["loss"].tolist() == pytest.approx(expected)
+    for row, vector in ((0, sum(vectors.values()) / 2), (4, found.vector)):
+        accuracy = suite_accuracy(suite, vector, split="validation", device="cpu")["mean"]
+        assert found.curve["validation_accuracy"][row] == pytest.approx(accuracy, abs=1e-6)
+    assert len(learn(suite, vectors, **QUICK | {"steps": 1}).curve) == 2
+
+
+def test_vectors_move_to_a_gpu_only_where_there_is_room(suite, monkeypatch):
+    vector = random_vectors(suite)["digits"]
+    moved = []
+    monkeypatch.setattr(TaskVector, "to", lambda self, device: moved.append(device) or self)
+    for free in (7 * vector.numel(), 9 * vector.numel()):  # four bytes an entry, twice
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+        resident(vector, torch.device("cuda"))
+    assert len(moved) == 1
+    assert resident(vector, CPU) is vector
+
+
 def test_the_tables_of_coefficients(suite):
     vectors = random_vectors(suite)
     channel = learn(suite, vectors, **QUICK)
@@ -466,6 +519,11 @@ def test_the_tables_of_coefficients(suite):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_papers_settings_run(suite, preset):
+    plans = {"adamerging": (torch.optim.Adam, None), "samerging": (SharpnessAware, "asam")}
+    values = Values(list(random_vectors(suite).values()), "parameter", 0.3, CPU)
+    settings = {k: v for k, v in PRESETS[preset].items() if k != "views"}
+    optimizer = plan(**settings).build(values)
+    assert (type(optimizer), getattr(optimizer, "perturbation", None)) == plans[preset]
     found = learn(suite, random_vectors(suite), **PRESETS[preset] | QUICK)
     assert found.inputs["plan"]["by"] == "parameter"
     assert found.coefficients.shape == (len(random_vectors(suite)["digits"]), 2)
@@ -485,6 +543,7 @@ def test_adapters_in_half_precision_are_learned_in_float32(suite):
         ({"by": "layer"}, "by is one of channel, parameter, task, weights, not 'layer'"),
         ({"steps": 0}, "steps and batch_size are at least 1"),
         ({"pictures": -1}, "pictures is a number a task, or 0 for all, not -1"),
+        ({"views": -1}, "views is a number a task"),
         ({"lr": 0.0}, "lr is above 0"),
         ({"lr": float("nan")}, "lr is above 0"),
         ({"rho": -0.1}, "rho is a number from 0"),
