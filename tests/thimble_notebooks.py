@@ -154,6 +154,7 @@ SIZES = {
         "rates": [0.03],
         "weight_rates": [1e-3],
         "pools": [4, 20],
+        "radii": [0.5],
         "steps": 2,
     },
     "appendix/pretrain_pocket_clip": {"size": "thimble"},

@@ -44,7 +44,7 @@ CROP = 0.7  # smallest share of a picture's area that a crop keeps
 LOOKS = 4  # at the validation accuracy, after the one at the start
 LOOK_AT = 200  # pictures a task, at most, for such a look
 # Adam's learning rates, chosen in notebooks/appendix/learning_search.ipynb on a seed that no result uses.
-RATES = {"channel": 1e-2, "parameter": 1e-2, "task": 1e-2, "weights": 1e-3}
+RATES = {"channel": 3e-2, "parameter": 3e-1, "task": 1e-2, "weights": 3e-4}
 
 # The two papers' settings: `learn(suite, vectors, **PRESETS["adamerging"])`. SAMerging's are those of its released
 # code, which steps SGD with momentum and perturbs as ASAM does. AdaMerging's authors learned on the test pictures.
