@@ -6,7 +6,7 @@ import torch
 from saftnb.analysis import ascent_direction, loss_slice
 from saftnb.evaluate import ModelFamily, accuracy
 from saftnb.finetune import SharpnessAware, finetune, recipe, resume, train
-from saftnb.merging import TaskVector, merge
+from saftnb.merging import TaskVector, learn, merge
 from saftnb.suites import load_suite
 
 pytestmark = [
@@ -97,3 +97,21 @@ def test_merging_is_the_same_on_both_devices(method, settings):
     theirs = merge([vector.to("cuda") for vector in vectors], method, **settings).to("cpu")
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_learning_to_merge_agrees_with_the_cpu_wherever_the_vectors_lie(tmp_path, monkeypatch, room):
+    monkeypatch.setenv("SAFTNB_STORE", str(tmp_path))
+    if not room:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    suite, draw = load_suite("thimble"), torch.Generator().manual_seed(0)
+    shapes = {name: p.shape for name, p in suite.tower().named_parameters()}
+    vectors = {
+        task: TaskVector({name: 0.02 * torch.randn(shape, generator=draw) for name, shape in shapes.items()})
+        for task in suite.tasks
+    }
+    quick = {"steps": 3, "pictures": 12, "optimizer": "sgd", "lr": 1e-2, "rho": 0.1, "progress": False}
+    found = {device: learn(suite, vectors, device=device, **quick) for device in ("cpu", "cuda")}
+    for key, value in found["cpu"].values.items():
+        torch.testing.assert_close(found["cuda"].values[key], value, atol=1e-3, rtol=1e-2)
+    assert all(delta.device.type == "cpu" for delta in found["cuda"].vector.values())
