@@ -427,7 +427,7 @@ def test_adapters_stay_low_rank_and_agree_with_their_products(suite):
 def test_sentence_pairs_learn_at_the_outputs_what_they_would_in_the_weights(pairs, by):
     before = {name: value.clone() for name, value in pairs.backbone.model.state_dict().items()}
     vectors = pair_adapters(pairs)
-    quick = QUICK | {"steps": 2}
+    quick = QUICK | {"steps": 2, "lr": 0.01}
     found = learn(pairs, vectors, by=by, **quick)
     products = {task: vector.dense() for task, vector in vectors.items()}
     through = learn(pairs, products, by=by, **quick)
