@@ -115,7 +115,12 @@ def test_the_results_quote_only_numbers_of_the_kept_evidence():
 
 
 @pytest.mark.parametrize(
-    ("title", "lines_"), [("Why: what the analyses say here", 5), ("Does KnOTS's basis help here?", 6)]
+    ("title", "lines_"),
+    [
+        ("Why: what the analyses say here", 5),
+        ("Does KnOTS's basis help here?", 6),
+        ("What do learned coefficients bring?", 1),
+    ],
 )
 def test_the_results_quote_only_what_the_notebooks_show(title, lines_):
     """Every number with a decimal point, in a line on a notebook's results, stands in its outputs."""

@@ -253,20 +253,22 @@ def test_learned_merges_are_a_line_a_kind_over_the_pools_in_their_order():
         for number, pictures in enumerate((4, 64, "all"))
         for seed in (0, 2)
     ]
-    axis = plots.learned_by_pictures(pd.DataFrame(rows), {"average": 40.0, "individual": 90.0}).axes[0]
+    axis = plots.learned_by_pictures(
+        pd.DataFrame(rows), {"individual": 90.0, "regmean": 56.4, "average": 40.0, "tsv_m": 56.5}
+    ).axes[0]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["4", "64", "all"]
     drawn = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
     assert drawn["each task and channel"] == [61, 62, 63]
     assert drawn["each weight: the control"] == [51, 52, 53]
-    assert [text.get_text() for text in axis.texts] == ["average 40.0", "individual 90.0"]
+    assert [text.get_text() for text in axis.texts] == ["average 40.0", "RegMean 56.4, TSV-M 56.5", "individual 90.0"]
     bands = [collection.get_paths()[0].vertices[:, 1] for collection in axis.collections]
     assert [(band.min(), band.max()) for band in bands] == [(60, 64), (50, 54)]
 
 
 def test_learning_curves_start_at_the_whole_loss():
     rows = [
-        {"objective": o, "step": step, "loss": loss, "validation_accuracy": 0.5}
-        for o in ("distillation", "entropy") for step, loss in ((0, 4.0), (10, 1.0))
+        {"learning": name, "step": step, "loss": loss, "validation_accuracy": 0.5}
+        for name in ("distillation", "entropy, another setting") for step, loss in ((0, 4.0), (10, 1.0))
     ]  # fmt: skip
     figure = plots.learning_curves(pd.DataFrame(rows))
     assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[1, 0.25]] * 2

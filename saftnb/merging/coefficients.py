@@ -167,13 +167,12 @@ class InWeights:
 
     @torch.no_grad()
     def place(self) -> None:
-        """Set the model to the values, its gradients to nothing."""
+        """Set the model to the values."""
         for name, p in self.weights.items():
             p.copy_(self.start[name] + dense(self.values.delta(name)))
-            p.grad = None
 
     def collect(self) -> None:
-        """Hand the gradients on to the values."""
+        """Hand the gradients on to the values, and let go of them."""
         for name, p in self.weights.items():
             if p.grad is not None:
                 self.values.receive(name, p.grad)

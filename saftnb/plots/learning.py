@@ -33,10 +33,14 @@ def learned_by_pictures(scores: pd.DataFrame, lines: Mapping[str, float]) -> Fig
         style = "--" if kind == "weights" else "-"
         axis.plot(places, means, style, color=colour, marker=marker, label=KIND_LABELS[kind])
     edge = blended_transform_factory(axis.transAxes, axis.transData)
-    for name, value in lines.items():
+    named: dict[float, str] = {}  # where lines nearly meet, one place for their names
+    for name, value in sorted(lines.items(), key=lambda line: line[1]):
         axis.axhline(value, color=QUIET, linewidth=1, linestyle=":")
         text = f"{LABELS.get(name, name)} {value:.1f}"
-        axis.text(1.01, value, text, transform=edge, va="center", fontsize=8, color=INK)
+        near = [place for place in named if value - place < 1]
+        named |= {near[-1]: f"{named[near[-1]]}, {text}"} if near else {value: text}
+    for place, text in named.items():
+        axis.text(1.01, place, text, transform=edge, va="center", fontsize=8, color=INK)
     axis.set_xticks(range(len(pools)), [str(pool) for pool in pools])
     axis.set(xlabel="pictures a task, without labels", ylabel="mean test accuracy, %")
     axis.set_xlim(-0.15, len(pools) - 0.85)
@@ -45,17 +49,18 @@ def learned_by_pictures(scores: pd.DataFrame, lines: Mapping[str, float]) -> Fig
 
 
 def learning_curves(curves: pd.DataFrame) -> Figure:
-    """Loss over its first value, and validation accuracy, against steps; columns objective, step, loss,
-    validation_accuracy (0 to 1)."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3))
+    """Loss over its first value, and validation accuracy, against steps; columns learning (its name), step, loss,
+    validation_accuracy (0 to 1). Names that begin alike have one colour."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
     colours = {"distillation": KINDS["channel"][0], "entropy": "#8a5a2b"}
-    for objective, part in curves.groupby("objective", sort=False):
-        look = {"color": colours[objective], "marker": "o", "label": objective}
+    for name, part in curves.groupby("learning", sort=False):
+        first, _, more = name.partition(", ")
+        look = {"color": colours[first], "marker": "s" if more else "o", "ls": "--" if more else "-", "label": name}
         axes[0].plot(part["step"], part["loss"] / part["loss"].iloc[0], **look)
         axes[1].plot(part["step"], 100 * part["validation_accuracy"], **look)
     axes[0].set(ylabel="loss, as a share of the first", xlabel="steps", ylim=(0, None))
     axes[1].set(ylabel="validation accuracy, %", xlabel="steps")
-    axes[1].legend(loc="best")
+    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     return figure
 
 

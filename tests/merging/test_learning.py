@@ -90,14 +90,14 @@ def plan(**changes):
     return Plan(**given | changes)
 
 
-def learning(suite, vectors, tangent=False, **changes):
+def learning(suite, vectors, tangent=False, seed=0, **changes):
     chosen = plan(**changes)
     values = Values(list(vectors.values()), chosen.by, chosen.start, CPU, chosen.clamp)
     with torch.no_grad():  # no two alike
         draw = torch.Generator().manual_seed(3)
         for p in values.learned.values():
             p += 0.1 * torch.randn(p.shape, generator=draw) if chosen.by != "weights" else 0
-    return Learning(suite, vectors, values, chosen, 0, tangent, CPU)
+    return Learning(suite, vectors, values, chosen, seed, tangent, CPU)
 
 
 def equal(a, b) -> bool:
@@ -401,6 +401,11 @@ def test_few_pictures_get_crops_which_their_own_model_has_seen(suite):
     teacher = suite.classifier("digits", suite.tower(vectors["digits"]))
     torch.testing.assert_close(one.teachers["digits"][12], teacher(pool[12:13]).log_softmax(dim=1)[0].detach())
     assert len(learning(suite, vectors, pictures=12, views=18).pools["digits"]) == 12
+    everything = {"pictures": 0, "views": 200}  # the same pictures for every seed, and one round of crops
+    first, other = (learning(suite, vectors, seed=seed, **everything).pools["digits"] for seed in (0, 1))
+    assert len(first) == 200
+    assert torch.equal(first[:100], other[:100])
+    assert not torch.equal(first[100:], other[100:])
     assert not equal(learn(suite, vectors, **QUICK).values, learn(suite, vectors, **QUICK | {"views": 30}).values)
 
 
