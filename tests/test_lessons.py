@@ -25,6 +25,7 @@ LESSONS = [
     "11_knots_ablations",
     "12_flat_and_aligned",
     "13_nli",
+    "14_learned_merging",
 ]
 NUMBER = r"[+−]?\d+(?:\.\d+)?"
 
