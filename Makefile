@@ -24,7 +24,7 @@ test: $(READY) lint
 	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/saftnb grid tests/thimble-seeds.yaml --runs $(RUNS)
 	$(BIN)/python tests/thimble_notebooks.py $(THIMBLE) $(RUNS)/thimble-seeds
 	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/python -m pytest -n 2 --dist loadfile -v --nbval-lax \
-		--nbval-current-env --nbval-cell-timeout=120 $(THIMBLE)
+		--nbval-current-env --nbval-cell-timeout=300 $(THIMBLE)
 	rm -rf $(STANDINS) $(RUNS)/standins
 	$(BIN)/python tests/standins.py $(STANDINS)
 	SAFTNB_DATA=$(abspath $(STANDINS)) SAFTNB_STORE=$(abspath $(STANDINS))/store \

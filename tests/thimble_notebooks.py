@@ -29,6 +29,9 @@ SIZES = {
     },
     "02_merging_comparison": {
         "suite": "thimble",
+        "recipes": ["sgd", "saft", "ftts", "ftts+saft"],
+        "search_pictures": 50,
+        "test_pictures": 100,
         "seeds": [0, 1],
         "scales": [0.1, 0.5],
         "ties_scales": [0.5],
