@@ -12,7 +12,7 @@ A gradient with respect to c is a sum of the weights' own, ∂L/∂c[p, t, block
 model and its gradient are all that learning needs beside the task vectors.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,16 @@ class Values:
         if self.clamp is not None:
             gradient = gradient * ((value >= self.clamp[0]) & (value <= self.clamp[1]))
         value.grad = gradient if value.grad is None else value.grad + gradient
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is learned, as it is now, on the CPU: for a file."""
+        return {key: p.detach().cpu().clone() for key, p in self.learned.items()}
+
+    @torch.no_grad()
+    def fill(self, found: Mapping[str, Tensor]) -> None:
+        """Take what `tensors` gave."""
+        for key, p in self.learned.items():
+            p.copy_(found[key])
 
     def vector(self) -> TaskVector:
         """The merged task vector, on the CPU, in the dtype of those that were merged."""

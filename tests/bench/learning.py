@@ -20,7 +20,7 @@ from ties import resident
 from saftnb.finetune import recipe
 from saftnb.finetune.train import Training
 from saftnb.merging.coefficients import Values
-from saftnb.merging.learning import Learning, Plan
+from saftnb.merging.learning_loop import Learning, Plan
 from saftnb.suites import Suite, load_suite
 from saftnb.task_vector import TaskVector
 
