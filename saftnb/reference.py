@@ -86,3 +86,57 @@ def learned_merging() -> pd.DataFrame:
     }
     table = pd.DataFrame.from_dict(rows, orient="index", columns=[*VISION8, "mean"]).astype(float)
     return table.rename_axis(index="learned", columns="task")
+
+
+_TABLE = "FusionBench documentation, ViT-B/32"
+_SINGULAR = "TSV-M (arXiv 2412.00081) and Iso-C (2502.04959), ViT-B/32; as quoted in our notes, tables not read"
+_ADDITION = "arXiv 2604.17078, Table 1, ViT-B/32"
+_KNOTS = "KnOTS (arXiv 2410.19735), ViT-B/32"
+_INF = float("inf")
+# key -> statement, published, unit, source, and the range of our measured number that agrees with it
+_FACTS = {
+    "average<ta": ("Task arithmetic beats the average", "+1.5", "points", _TABLE, 0, _INF),
+    "ta<ties": ("TIES beats task arithmetic", "+4.2", "points", _TABLE, 0, _INF),
+    "ties<iso_c": ("Iso-C beats TIES", "about +12", "points", _SINGULAR, 0, _INF),
+    "ties<tsv_m": ("TSV-M beats TIES", "about +12", "points", _SINGULAR, 0, _INF),
+    "iso_c=tsv_m": ("TSV-M and Iso-C are level, within 2 points", "about 0", "points", _SINGULAR, -2, 2),
+    "share: average": ("The average recovers this share of the gap", "43", "%", _TABLE, 33, 53),
+    "share: task_arithmetic": ("Task arithmetic recovers", "47", "%", _TABLE, 37, 57),
+    "share: ties": ("TIES recovers", "57", "%", _TABLE, 47, 67),
+    "share: regmean": ("RegMean recovers", "77", "%", _TABLE, 67, 87),
+    "share: iso_c": ("Iso-C recovers", "about 85", "%", _SINGULAR, 75, 95),
+    "share: tsv_m": ("TSV-M recovers", "about 85", "%", _SINGULAR, 75, 95),
+    "share: adamerging": ("AdaMerging's coefficients by layer recover", "82", "%", _TABLE, 72, 92),
+    "scale: task_arithmetic": ("A good λ of task arithmetic", "0.3", "", _TABLE, 0.2, 0.4),
+    "scale: tsv_m": ("A good λ of TSV-M", "1", "", "TSV-M (arXiv 2412.00081)", 0.7, 1.3),
+    "norm": ("Task vectors are short: ‖τ‖ / ‖θ0‖", "no number found", "%", "", None, None),
+    "cosine": ("Task vectors are close to orthogonal: mean cosine", "close to 0", "",
+               "Ilharco et al. 2023 (arXiv 2212.04089)", -0.1, 0.1),
+    "plain<tangent": ("Tangent models beat plain ones under task arithmetic", "+4.4", "points", _ADDITION, 0, _INF),
+    "lora<full": ("LoRA adapters merge worse than full models under task arithmetic", "−13.9", "normalised points",
+                  f"{_KNOTS} (63.7), against {_ADDITION} (77.6)", -_INF, 0),
+    "ties<knots": ("KnOTS's basis helps TIES on LoRA adapters", "+4.3", "normalised points", _KNOTS, 0, _INF),
+    "ties<adamerging": ("Coefficients by layer learned from entropy (AdaMerging) beat TIES", "+10.4", "points", _TABLE,
+                        0, _INF),
+    "regmean<adamerging": ("They beat RegMean", "+2.1", "points", _TABLE, 0, _INF),
+    "closed<distilled": ("Coefficients by layer learned from the experts' answers beat every closed formula",
+                         "no number found", "points", "", 0, _INF),
+}  # fmt: skip
+
+
+def known_facts() -> pd.DataFrame:
+    """What the literature reports of merging at ViT-B/32, and what would agree with it at another size.
+
+    Rows are facts, by key. Columns: statement; published (text) in `unit`; source; from and to: the range in which our
+    own number agrees (for "A beats B": above 0; for a share of the gap ± 10 points), empty where nothing stands beside
+    it. The share of the gap is (merged − zero-shot) / (individual − zero-shot) in %, of accuracies averaged over tasks.
+    """
+    columns = ["statement", "published", "unit", "source", "from", "to"]
+    table = pd.DataFrame.from_dict(_FACTS, orient="index", columns=columns)
+    return table.astype({"from": float, "to": float}).rename_axis("fact")
+
+
+def recovered_shares() -> pd.Series:
+    """The published share of the gap in %, by merge method (ViT-B/32; see `known_facts`)."""
+    shares = {key.removeprefix("share: "): float(fact[1].split()[-1]) for key, fact in _FACTS.items() if "share" in key}
+    return pd.Series(shares, name="published").rename_axis("method")

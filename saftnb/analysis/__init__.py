@@ -9,6 +9,7 @@ from saftnb.analysis.alignment import (
     update_spectra,
 )
 from saftnb.analysis.baselines import bag_of_words_accuracy, frozen_accuracy
+from saftnb.analysis.calibration import calibrate, recovered_share
 from saftnb.analysis.comparison import Comparison, compare
 from saftnb.analysis.disentanglement import disentanglement_map, mean_inside_box
 from saftnb.analysis.evidence import gain_intervals, paired_gains
@@ -21,6 +22,7 @@ __all__ = [
     "ascent_direction",
     "bag_of_words_accuracy",
     "block_features",
+    "calibrate",
     "compare",
     "cross_task_linearity",
     "disentanglement_map",
@@ -37,6 +39,7 @@ __all__ = [
     "mean_inside_box",
     "paired_gains",
     "random_direction",
+    "recovered_share",
     "sam_sharpness",
     "segment_curvature",
     "shared_directions",

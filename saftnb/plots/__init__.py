@@ -13,7 +13,14 @@ from saftnb.plots.geometry import (
     update_spectra,
 )
 from saftnb.plots.learning import coefficient_map, learned_by_pictures, learning_curves
-from saftnb.plots.merging import coefficient_curves, forest, interference, merging_comparison, task_plane
+from saftnb.plots.merging import (
+    coefficient_curves,
+    forest,
+    interference,
+    merging_comparison,
+    recovered_shares,
+    task_plane,
+)
 from saftnb.plots.spaces import EVERY_SPACE, effects, joint_task, knots_ablations, spaces_and_methods
 from saftnb.plots.style import COLOURS, LABELS, MARKERS, STYLE, pictures, use_style
 from saftnb.plots.training import loss_planes, loss_slices, sharpness_by_task, training_curves
@@ -43,6 +50,7 @@ __all__ = [
     "loss_slices",
     "merging_comparison",
     "pictures",
+    "recovered_shares",
     "sharpness_by_task",
     "spaces_and_methods",
     "task_plane",

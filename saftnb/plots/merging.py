@@ -196,3 +196,27 @@ def forest(frame: pd.DataFrame, *, base: str = "sgd", overall: str = "all", cost
         right.margins(x=0.2)
         right.grid(axis="y", visible=False)
     return figure
+
+
+def recovered_shares(frame: pd.DataFrame) -> Figure:
+    """The share of the gap between zero-shot and individual that each method recovers, published beside ours.
+
+    Columns: method, published (NaN where there is none), mean, low, high, all in %; drawn from top to bottom.
+    """
+    figure, axis = plt.subplots(figsize=(7, 1.3 + 0.42 * len(frame)))
+    for row, line in enumerate(frame.itertuples()):
+        if np.isfinite(line.published):
+            axis.plot([line.mean, line.published], [row, row], color=QUIET, linewidth=1, zorder=1)
+            axis.plot(line.published, row, "D", color="white", markeredgecolor=INK, markersize=8, zorder=3)
+        axis.plot([line.low, line.high], [row, row], color=colour_of("sgd"), linewidth=3, zorder=2)
+        axis.plot(line.mean, row, "o", color=colour_of("sgd"), markersize=8, zorder=3)
+    axis.set(yticks=range(len(frame)), yticklabels=[LABELS.get(name, name) for name in frame["method"]])
+    axis.set(xlim=(min(0, frame["low"].min() - 3), 100), xlabel="share of the gap recovered, %")
+    axis.set_ylim(len(frame) - 0.4, -0.6)
+    axis.grid(axis="y", visible=False)
+    handles = [
+        plt.Line2D([], [], marker="o", color=colour_of("sgd"), linewidth=3, label="pocket, with 95 % interval"),
+        plt.Line2D([], [], marker="D", color="white", markeredgecolor=INK, label="published, ViT-B/32, eight tasks"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=9)
+    return figure

@@ -1,0 +1,71 @@
+"""What carries over from the papers' size: measured numbers against the ranges that would agree with known facts."""
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+
+from saftnb.evaluate import hierarchical_bootstrap, interval_text
+
+
+def recovered_share(accuracy: pd.Series, zero_shot: pd.Series, individual: pd.Series) -> pd.Series:
+    """100 · (merged − zero-shot) / (individual − zero-shot), row by row: 0 is no better than before any training, 100
+    as good as each task's own model.
+
+    Raises:
+        ValueError: an individual model no better than zero-shot, where there is no gap to recover.
+    """
+    gap = individual - zero_shot
+    if not (gap > 0).all():
+        raise ValueError("an individual model is no better than zero-shot: there is no gap of which to take a share")
+    return 100 * (accuracy - zero_shot) / gap
+
+
+def calibrate(facts: pd.DataFrame, measured: Mapping[str, pd.Series], *, draws: int = 10_000) -> pd.DataFrame:
+    """Each known fact beside what was measured, with a verdict.
+
+    Args:
+        facts: by key, with columns "unit", "from" and "to", see `saftnb.reference.known_facts`.
+        measured: key -> the numbers, index (backbone, seed). Only seeds that every backbone has are counted.
+
+    The interval is 95 %, see `hierarchical_bootstrap`: it resamples backbones and seeds, and with three backbones it is
+    too narrow. So a verdict also asks every backbone:
+
+        "carries over"   the interval and each backbone's mean lie inside the fact's range
+        "does not"       they all lie outside of it, on one side
+        "not clear"      anything else; "nothing to compare" where the fact has no range, "not measured" where we have
+                         no number
+
+    Returns:
+        the facts with columns mean, low, high, here (these three as text: two digits where there is no unit, else
+        one; with a sign where the range has one end) and verdict.
+
+    Raises:
+        ValueError: a measured number of no known fact, or one that is not finite.
+    """
+    if unknown := measured.keys() - set(facts.index):
+        raise ValueError(f"no known fact is called {sorted(unknown)[0]!r}")
+    rows = {}
+    for key, fact in facts.iterrows():
+        if key not in measured:
+            rows[key] = {"mean": math.nan, "low": math.nan, "high": math.nan, "here": "", "verdict": "not measured"}
+            continue
+        table = measured[key].unstack("seed").dropna(axis=1)
+        if not len(table.columns) or not all(map(math.isfinite, measured[key])):
+            raise ValueError(f"{key}: a measured number is not finite, or no seed was run on every backbone")
+        mean, low, high = hierarchical_bootstrap(table, draws=draws)
+        means = table.mean(axis=1)
+        verdict = _verdict(fact["from"], fact["to"], min(low, means.min()), max(high, means.max()))
+        here = interval_text((mean, low, high), 1 if fact["unit"] else 2)
+        if math.isfinite(fact["to"] - fact["from"]) or math.isnan(fact["from"]):
+            here = here.replace("+", "")
+        rows[key] = {"mean": mean, "low": low, "high": high, "here": here, "verdict": verdict}
+    return facts.join(pd.DataFrame.from_dict(rows, orient="index"))
+
+
+def _verdict(start: float, end: float, low: float, high: float) -> str:
+    if math.isnan(start):
+        return "nothing to compare"
+    if start <= low and high <= end:
+        return "carries over"
+    return "does not" if high < start or low > end else "not clear"
