@@ -120,7 +120,7 @@ _FACTS = {
                         0, _INF),
     "regmean<adamerging": ("They beat RegMean", "+2.1", "points", _TABLE, 0, _INF),
     "closed<distilled": ("Coefficients by layer learned from the experts' answers beat every closed formula",
-                         "no number found", "points", "", 0, _INF),
+                         "above", "points", "SAMerging (arXiv 2512.21288), abstract; no number read", 0, _INF),
 }  # fmt: skip
 
 
@@ -129,11 +129,20 @@ def known_facts() -> pd.DataFrame:
 
     Rows are facts, by key. Columns: statement; published (text) in `unit`; source; from and to: the range in which our
     own number agrees (for "A beats B": above 0; for a share of the gap ± 10 points), empty where nothing stands beside
-    it. The share of the gap is (merged − zero-shot) / (individual − zero-shot) in %, of accuracies averaged over tasks.
+    it; agrees: this range as text. The share of the gap is (merged − zero-shot) / (individual − zero-shot) in %, of
+    accuracies averaged over tasks.
     """
     columns = ["statement", "published", "unit", "source", "from", "to"]
     table = pd.DataFrame.from_dict(_FACTS, orient="index", columns=columns)
-    return table.astype({"from": float, "to": float}).rename_axis("fact")
+    table = table.astype({"from": float, "to": float}).rename_axis("fact")
+    return table.assign(agrees=[_range(start, end) for start, end in zip(table["from"], table["to"], strict=True)])
+
+
+def _range(start: float, end: float) -> str:
+    if end == _INF:
+        return f"above {start:g}"
+    text = f"below {end:g}" if start == -_INF else f"{start:g} to {end:g}"
+    return "" if start != start else text.replace("-", "−")
 
 
 def recovered_shares() -> pd.Series:

@@ -9,7 +9,7 @@ from saftnb.analysis.alignment import (
     update_spectra,
 )
 from saftnb.analysis.baselines import bag_of_words_accuracy, frozen_accuracy
-from saftnb.analysis.calibration import calibrate, recovered_share
+from saftnb.analysis.calibration import calibrate, intervals, recovered_share
 from saftnb.analysis.comparison import Comparison, compare
 from saftnb.analysis.disentanglement import disentanglement_map, mean_inside_box
 from saftnb.analysis.evidence import gain_intervals, paired_gains
@@ -29,6 +29,7 @@ __all__ = [
     "frozen_accuracy",
     "gain_intervals",
     "hessian_eigenvalues",
+    "intervals",
     "joint_loss",
     "kept_entries",
     "lanczos",

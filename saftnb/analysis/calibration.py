@@ -21,15 +21,38 @@ def recovered_share(accuracy: pd.Series, zero_shot: pd.Series, individual: pd.Se
     return 100 * (accuracy - zero_shot) / gap
 
 
+def intervals(measured: Mapping[str, pd.Series], *, draws: int = 10_000) -> pd.DataFrame:
+    """The mean of each number over backbones and seeds, with a 95 % interval that resamples both.
+
+    Args:
+        measured: key -> the numbers, index (backbone, seed). Only seeds that every backbone has are counted.
+
+    Returns:
+        a row for each key; columns mean, low, high (see `hierarchical_bootstrap`), and least, most: the lowest and the
+        highest mean of a backbone.
+
+    Raises:
+        ValueError: a number that is not finite, or no seed that every backbone has.
+    """
+    rows = {}
+    for key, numbers in measured.items():
+        table = numbers.unstack("seed").dropna(axis=1)
+        if table.empty or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{key}: a measured number is not finite, or no seed was run on every backbone")
+        means = table.mean(axis=1)
+        rows[key] = (*hierarchical_bootstrap(table, draws=draws), means.min(), means.max())
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high", "least", "most"])
+
+
 def calibrate(facts: pd.DataFrame, measured: Mapping[str, pd.Series], *, draws: int = 10_000) -> pd.DataFrame:
     """Each known fact beside what was measured, with a verdict.
 
     Args:
         facts: by key, with columns "unit", "from" and "to", see `saftnb.reference.known_facts`.
-        measured: key -> the numbers, index (backbone, seed). Only seeds that every backbone has are counted.
+        measured: see `intervals`.
 
-    The interval is 95 %, see `hierarchical_bootstrap`: it resamples backbones and seeds, and with three backbones it is
-    too narrow. So a verdict also asks every backbone:
+    The interval is 95 % and resamples backbones and seeds; with three backbones it is too narrow. So a verdict also
+    asks every backbone:
 
         "carries over"   the interval and each backbone's mean lie inside the fact's range
         "does not"       they all lie outside of it, on one side
@@ -41,26 +64,23 @@ def calibrate(facts: pd.DataFrame, measured: Mapping[str, pd.Series], *, draws: 
         one; with a sign where the range has one end) and verdict.
 
     Raises:
-        ValueError: a measured number of no known fact, or one that is not finite.
+        ValueError: a measured number of no known fact, or what `intervals` raises.
     """
     if unknown := measured.keys() - set(facts.index):
         raise ValueError(f"no known fact is called {sorted(unknown)[0]!r}")
-    rows = {}
+    found = intervals(measured, draws=draws)
+    words = {}
     for key, fact in facts.iterrows():
         if key not in measured:
-            rows[key] = {"mean": math.nan, "low": math.nan, "high": math.nan, "here": "", "verdict": "not measured"}
+            words[key] = ("", "not measured")
             continue
-        table = measured[key].unstack("seed").dropna(axis=1)
-        if not len(table.columns) or not all(map(math.isfinite, measured[key])):
-            raise ValueError(f"{key}: a measured number is not finite, or no seed was run on every backbone")
-        mean, low, high = hierarchical_bootstrap(table, draws=draws)
-        means = table.mean(axis=1)
-        verdict = _verdict(fact["from"], fact["to"], min(low, means.min()), max(high, means.max()))
+        mean, low, high, least, most = found.loc[key]
         here = interval_text((mean, low, high), 1 if fact["unit"] else 2)
         if math.isfinite(fact["to"] - fact["from"]) or math.isnan(fact["from"]):
             here = here.replace("+", "")
-        rows[key] = {"mean": mean, "low": low, "high": high, "here": here, "verdict": verdict}
-    return facts.join(pd.DataFrame.from_dict(rows, orient="index"))
+        words[key] = here, _verdict(fact["from"], fact["to"], min(low, least), max(high, most))
+    table = facts.join(found[["mean", "low", "high"]])
+    return table.join(pd.DataFrame.from_dict(words, orient="index", columns=["here", "verdict"]))
 
 
 def _verdict(start: float, end: float, low: float, high: float) -> str:

@@ -101,5 +101,8 @@ def test_the_known_shares_are_those_of_the_published_table():
 def test_every_fact_has_a_source_or_says_that_no_number_was_found():
     table = known_facts()
     assert (table["source"].ne("") | table["published"].eq("no number found")).all()
+    assert table["agrees"].eq("").sum() == table["from"].isna().sum() == 1
+    assert table.loc["iso_c=tsv_m", "agrees"] == "−2 to 2"
+    assert set(table["agrees"]) >= {"above 0", "below 0", "33 to 53", ""}
     bounded = table.dropna(subset="from")
     assert (bounded["from"] < bounded["to"]).all()
