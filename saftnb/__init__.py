@@ -17,6 +17,7 @@ _DOORS = {
     "load_suite": ("saftnb.suites", "load_suite"),
     "recipe": ("saftnb.finetune", "recipe"),
     "finetune": ("saftnb.finetune", ""),  # a room that can be called
+    "task_vector": ("saftnb.task_vector", ""),  # as well
     "task_vectors": ("saftnb.finetune", "task_vectors"),
     "merge": ("saftnb.merging", "merge"),
     "learn": ("saftnb.merging.learning", "learn"),

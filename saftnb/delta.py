@@ -127,3 +127,9 @@ def squared_norm(delta: Delta) -> float:
         return float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
     B, A = delta.B.double(), delta.A.double()
     return max(float(((B.T @ B) * (A @ A.T)).sum()), 0.0)
+
+
+def is_finite(delta: Delta) -> bool:
+    """Whether a delta, or each factor of a low-rank one, is free of NaN and infinity; no memory needed."""
+    parts = (delta.B, delta.A) if isinstance(delta, LowRank) else (delta,)
+    return all(part.numel() == 0 or bool(torch.stack(torch.aminmax(part)).isfinite().all()) for part in parts)

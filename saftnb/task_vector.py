@@ -10,21 +10,26 @@ import hashlib
 import json
 import os
 import re
+import sys
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from numbers import Real
 from operator import add, sub
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from saftnb.delta import Delta, LowRank, dense, finite, require_floating, squared_norm, summed
+from saftnb.delta import Delta, LowRank, dense, finite, is_finite, require_floating, squared_norm, summed
 
 KEY, FORMAT = "saftnb", "task vector, version 1"  # one entry: safetensors writes several in a random order
 FACTORS = ("::B", "::A")  # the suffixes under which a file holds the two factors of a LowRank
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm
 
 
 class TaskVector(Mapping[str, Delta]):
@@ -51,22 +56,37 @@ class TaskVector(Mapping[str, Delta]):
             self._deltas[name] = delta
 
     @classmethod
-    def between(cls, base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> TaskVector:
-        """τ = θ_tuned − θ_base of two state dicts (Ilharco et al. 2023, §2).
+    def between(cls, base: Mapping[str, Tensor] | nn.Module, tuned: Mapping[str, Tensor] | nn.Module) -> TaskVector:
+        """τ = θ_tuned − θ_base of two state dicts, or of the parameters of two models (Ilharco et al. 2023, §2).
 
-        Entries that are not floating (counters, position ids) have no delta: they must be equal, and are left
-        out. Raises ValueError on names or shapes that differ, and on such an entry that differs.
+        A weight that a state dict holds under two names (tied) counts once, under the first. Statistics of BatchNorm
+        are no weights: they stay the base's, and a warning says so. Entries that are not floating (counters, position
+        ids) have no delta: they must be equal, and are left out. Raises ValueError on names or shapes that differ, on
+        such an entry that differs, on tied weights that came apart, and on values that are not finite, by name.
         """
+        base, tuned = (_parameters(state) if isinstance(state, nn.Module) else state for state in (base, tuned))
         require_same_parameters(base, tuned, "base", "tuned")
-        deltas = {}
-        for name, before in base.items():
-            after = tuned[name]
-            if before.is_floating_point() and after.is_floating_point():
-                require_floating(before, f"{name!r} of base")
-                require_floating(after, f"{name!r} of tuned")
-                deltas[name] = after.detach() - before.detach()
+        deltas, first, statistics = {}, {}, []
+        for name in base:
+            before, after = base[name], tuned[name]
+            if name.rpartition(".")[2] in _STATISTICS:
+                statistics += [] if torch.equal(before, after) else [name]
+            elif before.is_floating_point() and after.is_floating_point():
+                for value, where in ((before, "base"), (after, "tuned")):
+                    require_floating(value, f"{name!r} of {where}")
+                    if not is_finite(value):
+                        raise ValueError(f"{name!r} of {where} has NaN or infinite values")
+                delta = after.detach() - before.detach()
+                twin = first.setdefault(_place(before), name)
+                if twin == name:
+                    deltas[name] = delta
+                elif not torch.equal(deltas[twin], delta):
+                    raise ValueError(f"{twin!r} and {name!r} are one weight in base, and differ in tuned")
             elif before.dtype != after.dtype or not torch.equal(before, after):
                 raise ValueError(f"{name!r} is not a floating tensor and differs between base and tuned")
+        if statistics:
+            more = f" and {len(statistics) - 1} more" if statistics[1:] else ""
+            warnings.warn(f"statistics are no weights, the base's stay: {statistics[0]!r}{more}", stacklevel=2)
         return cls(deltas)
 
     def __getitem__(self, name: str) -> Delta:
@@ -185,14 +205,13 @@ class TaskVector(Mapping[str, Delta]):
             tensors |= {name + suffix: part for suffix, part in parts.items()}
         return tensors
 
-    def to_adapter(self, folder: str | os.PathLike, *, base: str = "") -> Path:
+    def to_adapter(self, folder: str | os.PathLike, *, base: str = "", revision: str = "") -> Path:
         """Writes low-rank deltas of weights as one LoRA adapter in PEFT's own format, α = r; returns the folder.
 
-        Layers may differ in rank. Each file is renamed into place when it is whole, the weights first. `base`: the
-        base model's name, for the adapter's config. Raises ValueError if a delta is not low-rank, or not of a weight.
+        Layers may differ in rank. Each file is renamed into place when it is whole, the weights first. `base`,
+        `revision`: of the base model, for the adapter's config. Raises ValueError if a delta is not low-rank, or not of
+        a weight.
         """
-        from peft import LoraConfig  # takes seconds
-
         layers: dict[str, LowRank] = {}
         for name, delta in self.items():
             if not isinstance(delta, LowRank) or not name.endswith(".weight"):
@@ -203,11 +222,12 @@ class TaskVector(Mapping[str, Delta]):
         most = max(ranks.values(), default=1)
         # PEFT takes the keys for patterns of the ends of names: only whole ones are meant.
         others = {f"^{re.escape(layer)}": rank for layer, rank in ranks.items() if rank != most}
-        config = LoraConfig(
-            r=most, lora_alpha=most, rank_pattern=others, alpha_pattern=dict(others), target_modules=sorted(layers),
-            inference_mode=True, base_model_name_or_path=base or None,
-        ).to_dict()  # fmt: skip
-        plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in config.items()}
+        config = {
+            "peft_type": "LORA", "r": most, "lora_alpha": most, "rank_pattern": others, "alpha_pattern": others,
+            "target_modules": sorted(layers), "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
+            "base_model_name_or_path": base or None, "revision": revision or None, "task_type": None,
+            "use_rslora": False, "use_dora": False, "init_lora_weights": True, "modules_to_save": None,
+        }  # fmt: skip
         state = {}
         for layer, delta in layers.items():
             state[f"base_model.model.{layer}.lora_B.weight"] = delta.B
@@ -215,7 +235,7 @@ class TaskVector(Mapping[str, Delta]):
         state = _apart(state)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(plain, indent=2, sort_keys=True)
+        text = json.dumps(config, indent=2, sort_keys=True)
         _write_whole(folder / "adapter_model.safetensors", lambda p: save_file(state, p, metadata={"format": "pt"}))
         _write_whole(folder / "adapter_config.json", lambda p: p.write_text(text))
         return folder
@@ -259,6 +279,17 @@ def require_same_parameters(first: Mapping, second: Mapping, one: str, other: st
             raise ValueError(f"{name!r} is {shapes[0]} in {one} and {shapes[1]} in {other}")
 
 
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def _place(tensor: Tensor) -> tuple:
+    """Where a tensor lies in memory, or something of its own where it lies nowhere."""
+    storage = tensor.untyped_storage()
+    where = storage.data_ptr() if storage.nbytes() else id(tensor)
+    return where, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+
+
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous on the CPU, none sharing memory with another, as safetensors demands."""
     apart, seen = {}, set()
@@ -300,3 +331,13 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class _Callable(ModuleType):
+    """`sn.task_vector(source, base=…)` is `saftnb.formats.task_vector`, since Python gives the name to this room."""
+
+    def __call__(self, *arguments: object, **options: object) -> TaskVector:
+        return import_module("saftnb.formats").task_vector(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -26,6 +26,7 @@ LESSONS = [
     "12_flat_and_aligned",
     "13_nli",
     "14_learned_merging",
+    "15_pocket_and_published",
 ]
 NUMBER = r"[+−]?\d+(?:\.\d+)?"
 

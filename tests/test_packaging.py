@@ -55,9 +55,9 @@ def test_importing_the_library_needs_neither_cuda_nor_the_pre_training_packages(
 
 
 def test_rooms_import_only_from_rooms_above_them():
-    order = ["labels", "paths", "run_folder", "progress", "delta", "task_vector", "reference", "render", "backbones",
-             "suites", "prepare", "evaluate", "scores", "finetune", "merging", "analysis", "plots", "batch", "publish",
-             "cli"]  # fmt: skip
+    order = ["labels", "paths", "run_folder", "progress", "delta", "task_vector", "formats", "reference", "render",
+             "backbones", "suites", "prepare", "evaluate", "scores", "finetune", "merging", "analysis", "plots",
+             "batch", "publish", "cli"]  # fmt: skip
     for path in (ROOT / "saftnb").rglob("*.py"):
         room = path.relative_to(ROOT / "saftnb").parts[0].removesuffix(".py")
         if room.startswith("__"):
@@ -70,8 +70,8 @@ def test_every_notebook_runs_at_full_size_on_stand_ins():
     grid = load_grid(ROOT / "tests" / "standins.yaml")
     named = {run.notebook.name for run in grid.runs}
     there = {path.stem for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
-    # One makes the pocket backbone; the other has no suite, it reads what a grid recorded.
-    assert there - named == {"pretrain_pocket_clip", "03_evidence"}
+    # One makes the pocket backbone; the others have no suite, they read what a grid recorded.
+    assert there - named == {"pretrain_pocket_clip", "03_evidence", "15_pocket_and_published"}
     assert all(run.parameters["suite"] in ("vision8", "nli6") for run in grid.runs)
 
 

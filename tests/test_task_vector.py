@@ -170,10 +170,12 @@ def test_between_and_apply_to_are_inverse() -> None:
     for p in tuned.parameters():
         p.data += torch.randint(-8, 8, p.shape) / 8
     tuned[1].running_mean += 1
-    delta = TaskVector.between(base.state_dict(), tuned.state_dict())
-    assert set(delta) == set(base.state_dict()) - {"1.num_batches_tracked"}
+    with pytest.warns(UserWarning, match="statistics are no weights, the base's stay: '1.running_mean'$"):
+        delta = TaskVector.between(base.state_dict(), tuned.state_dict())
+    assert set(delta) == set(dict(base.named_parameters())) == set(TaskVector.between(base, tuned))
     assert delta.apply_to(base) is base
-    assert_close(base.state_dict(), tuned.state_dict())
+    assert_close(dict(base.named_parameters()), dict(tuned.named_parameters()))
+    assert base[1].running_mean.eq(0).all()
     assert all(p.requires_grad for p in base.parameters())
 
 
@@ -187,6 +189,25 @@ def test_between_refuses_state_dicts_of_different_models() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             TaskVector.between(base, tuned)
+
+
+def test_between_counts_tied_weights_once_and_names_what_is_not_finite() -> None:
+    base = Tied()
+    tuned = copy.deepcopy(base)
+    tuned.embed.weight.data += 1
+    delta = TaskVector.between(base.state_dict(), tuned.state_dict())
+    assert [name for name in delta if "norm" not in name] == ["embed.weight"]
+    same(delta, TaskVector.between(base, tuned), rtol=0, atol=0)
+    assert_close(delta.apply_to(base).head.weight, tuned.head.weight)
+    apart = {name: value.clone() for name, value in tuned.state_dict().items()}
+    apart["head.weight"] += 1
+    with pytest.raises(ValueError, match=r"'embed.weight' and 'head.weight' are one weight in base, and differ"):
+        TaskVector.between(base.state_dict(), apart)
+    views = torch.zeros(4, 3)  # parts of one tensor are no tied weights
+    assert len(TaskVector.between({"a": views[:2], "b": views[2:]}, {"a": torch.ones(2, 3), "b": views[2:]})) == 2
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="'w' of tuned has NaN or infinite values"):
+            TaskVector.between({"w": torch.ones(2)}, {"w": torch.tensor([1.0, value])})
 
 
 def test_tied_weights_are_changed_once() -> None:

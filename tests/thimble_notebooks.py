@@ -129,7 +129,19 @@ SIZES = {
         "keeps": [0.3],
         "statistics_pictures": 20,
     },
+    "15_pocket_and_published": {"draws": 500},
     "appendix/finetune_task": {"suite": "thimble"},
+    "appendix/backbone_seed": {
+        "suite": "thimble",
+        "methods": ["average", "task_arithmetic", "ties", "tsv_m", "regmean"],
+        "scales": [0.1, 0.5],
+        "ties_scales": [0.5],
+        "keeps": [0.2],
+        "spectral_scales": [1.0],
+        "learned": ["parameter"],
+        "learn_steps": 2,
+        "statistics_pictures": 20,
+    },
     "appendix/evidence_seed": {
         "suite": "thimble",
         "scales": [0.1, 0.5],
@@ -180,8 +192,10 @@ def check(path: Path) -> None:
 
 
 def main(folder: Path, seeds: Path) -> None:
-    """`seeds` is the folder of the runs that 03_evidence reads, see thimble-seeds.yaml."""
-    sizes = SIZES | {"03_evidence": SIZES["03_evidence"] | {"results": str(seeds.absolute())}}
+    """`seeds` is the folder of the runs that 03_evidence and 15_pocket_and_published read, see thimble-seeds.yaml."""
+    here = str(seeds.absolute())
+    sizes = SIZES | {"03_evidence": SIZES["03_evidence"] | {"results": here, "regime": here}}
+    sizes["15_pocket_and_published"] = SIZES["15_pocket_and_published"] | {"results": here}
     for path in notebooks():
         name = path.relative_to(NOTEBOOKS).with_suffix("").as_posix()
         if name not in SIZES:

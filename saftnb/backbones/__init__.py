@@ -4,13 +4,11 @@ from saftnb.backbones.attention import (
     Attention,
     attention_weights,
     fuse_attention,
-    fuse_state,
     unfuse_attention,
-    unfuse_state,
 )
 from saftnb.backbones.clip import POCKET_BACKBONES, Backbone, ImageClassifier, build_clip, load_pocket_backbone
 from saftnb.backbones.device import require_bf16, resolve_device, threads
-from saftnb.backbones.lora import add_lora, load_adapter, lora_vector, peft_weighted, remove_lora
+from saftnb.backbones.lora import add_lora, peft_weighted, remove_lora
 from saftnb.backbones.names import load_tower
 from saftnb.backbones.openai import OPENAI_BACKBONES, load_openai_backbone
 from saftnb.backbones.sequence import (
@@ -23,6 +21,7 @@ from saftnb.backbones.sequence import (
     set_checkpointing,
 )
 from saftnb.backbones.tangent import TangentTower, tangent_embeddings
+from saftnb.formats import fuse_state, load_adapter, lora_vector, unfuse_state
 
 __all__ = [
     "OPENAI_BACKBONES",

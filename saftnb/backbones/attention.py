@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saftnb.formats import fuse_state, unfuse_state
+
 _PARTS = ("q_proj", "k_proj", "v_proj")
 
 
@@ -75,32 +77,3 @@ def attention_weights(model: nn.Module) -> list[str]:
         if isinstance(module, Attention)
         for part in (*_PARTS, "out_proj")
     ]
-
-
-def unfuse_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a state dict's `in_proj_{weight,bias}` to `{q,k,v}_proj.{weight,bias}`; other keys are kept."""
-    result = {}
-    for name, value in state.items():
-        head, _, last = name.rpartition(".")
-        if last in ("in_proj_weight", "in_proj_bias"):
-            prefix, kind = head + "." if head else "", last.removeprefix("in_proj_")
-            for part, chunk in zip(_PARTS, value.chunk(3), strict=True):
-                result[f"{prefix}{part}.{kind}"] = chunk.clone()
-        else:
-            result[name] = value
-    return result
-
-
-def fuse_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `unfuse_state`."""
-    result = {}
-    for name, value in state.items():
-        head, _, kind = name.rpartition(".")
-        prefix, _, part = head.rpartition(".")
-        prefix = prefix + "." if prefix else ""
-        if part == "q_proj":
-            chunks = [state[f"{prefix}{other}.{kind}"] for other in _PARTS]
-            result[f"{prefix}in_proj_{kind}"] = torch.cat(chunks)
-        elif part not in _PARTS:
-            result[name] = value
-    return result

@@ -2,37 +2,21 @@
 
 An adapter adds (α/r) B A to a layer's weight (Hu et al. 2022, arXiv 2106.09685). As a task vector it is `LowRank` with
 α/r inside, under the weight's name in the plain tower, so that everything that takes task vectors takes adapters;
-`TaskVector.to_adapter` writes one.
+`TaskVector.to_adapter` writes one, `saftnb.formats` reads those of others.
 """
 
 import copy
-import json
-import math
-import os
-import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from saftnb.backbones.names import open_clip_name
-from saftnb.task_vector import LowRank, TaskVector
+from saftnb.formats import lora_vector
+from saftnb.task_vector import TaskVector
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
-FILES = ("adapter_config.json", "adapter_model.safetensors")
-# PEFT's variants of LoRA that are no product (α/r) B A, or more than that: field -> its values that are none
-_PLAIN = {
-    "use_dora": (False, None), "bias": ("none", None), "modules_to_save": (None, []), "lora_bias": (False, None),
-    "fan_in_fan_out": (False, None), "use_qalora": (False, None), "use_bdlora": (False, None),
-    "trainable_token_indices": (None, {}), "target_parameters": (None, []), "layer_replication": (None, []),
-    "alora_invocation_tokens": (None, []), "arrow_config": (None,), "kasa_config": (None,), "velora_config": (None,),
-    "monteclora_config": (None,), "corda_config": (None,),
-    "init_lora_weights": (True, False, None, "gaussian", "eva"),  # the others move the base model, too
-}  # fmt: skip
 
 
 def add_lora(
@@ -72,29 +56,6 @@ def remove_lora(tower: nn.Module) -> nn.Module:
     return tower
 
 
-def lora_vector(state: Mapping[str, Tensor], scaling: float | Callable[[str], float]) -> TaskVector:
-    """The task vector of PEFT's factors: `<layer>.lora_A.weight` (r, I) and `<layer>.lora_B.weight` (O, r), in any of
-    PEFT's layouts (with an adapter's name inside, or "base_model.model." before), as deltas of `<layer>.weight`.
-
-    Args:
-        scaling: α/r, or a function of the layer's name.
-
-    Raises:
-        ValueError: a key that is no such factor, or a factor without its other half.
-    """
-    halves: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        found = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.[^.]+)?\.weight", key)
-        if found is None:
-            raise ValueError(f"{key!r} is no factor of a LoRA adapter")
-        halves.setdefault(found[1], {})[found[2]] = value
-    for layer, pair in halves.items():
-        if len(pair) == 1:
-            raise ValueError(f"the layer {layer!r} has lora_{next(iter(pair))} alone")
-    factor = scaling if callable(scaling) else lambda layer: scaling
-    return TaskVector({f"{layer}.weight": LowRank(p["B"] * factor(layer), p["A"]) for layer, p in halves.items()})
-
-
 def peft_weighted(
     tower: nn.Module, vectors: Sequence[TaskVector], combination: str, *, weight: float = 1.0, **options: object
 ) -> TaskVector:
@@ -119,66 +80,3 @@ def peft_weighted(
                 model = PeftModel.from_pretrained(model, Path(folder, name), adapter_name=name)
     model.add_weighted_adapter(names, [weight] * len(names), "merged", combination_type=combination, **options)
     return lora_vector(get_peft_model_state_dict(model, adapter_name="merged"), 1.0)  # PEFT gives it α = r
-
-
-def load_adapter(folder: str | os.PathLike, model: nn.Module | None = None) -> TaskVector:
-    """An adapter in PEFT's format as a task vector. Hugging Face's names of CLIP's vision tower become open_clip's.
-
-    Args:
-        folder: holds adapter_config.json and adapter_model.safetensors.
-        model: where given, the adapter has to fit its parameters.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: an adapter that is more than (α/r) B A (DoRA, biases, saved modules, …), or for another model.
-    """
-    folder = Path(folder)
-    for file in FILES:
-        if not (folder / file).is_file():
-            other = (folder / "adapter_model.bin").is_file() and file == FILES[1]
-            hint = "; adapter_model.bin is a pickle, which PEFT can save anew as safetensors" if other else ""
-            raise FileNotFoundError(f"{folder}: no {file}{hint}")
-    try:
-        config = json.loads((folder / FILES[0]).read_text())
-        state = load_file(folder / FILES[1])
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise ValueError(f"{folder}: not a whole adapter: {error}") from None
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{folder}: the adapter is {config.get('peft_type')}, not LORA")
-    for field, plain in _PLAIN.items():
-        if config.get(field) not in plain:
-            raise ValueError(f"{folder}: {field} is {config[field]!r}; only plain LoRA, (α/r) B A, is a task vector")
-    vector = lora_vector(state, lambda layer: _scaling(config, layer))
-    for name, delta in vector.items():
-        rank = _pattern(config, "rank_pattern", config["r"], name.removesuffix(".weight"))
-        if delta.B.shape[1] != rank:
-            raise ValueError(
-                f"{folder}: {name!r} is of rank {delta.B.shape[1]} in the weights and {rank} in the config"
-            )
-    vector = TaskVector({open_clip_name(name): delta for name, delta in vector.items()})
-    if model is not None:
-        shapes = {name: p.shape for name, p in model.named_parameters()}
-        for name, delta in vector.items():
-            if name not in shapes:
-                raise ValueError(f"{folder}: an adapter for another model: there is no {name!r} in this one")
-            if shapes[name] != delta.shape:
-                raise ValueError(
-                    f"{folder}: an adapter for another model: {name!r} is {tuple(delta.shape)} there and "
-                    f"{tuple(shapes[name])} here"
-                )
-    return vector
-
-
-def _scaling(config: Mapping, layer: str) -> float:
-    """α/r of a layer, or α/√r with rsLoRA."""
-    rank = _pattern(config, "rank_pattern", config["r"], layer)
-    alpha = _pattern(config, "alpha_pattern", config["lora_alpha"], layer)
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _pattern(config: Mapping, field: str, default: float, layer: str) -> float:
-    """A layer's value: patterns are ends of layers' names, or whole ones after "^", as in PEFT."""
-    for key, value in (config.get(field) or {}).items():
-        if re.match(rf"(.*\.)?({key})$", layer):
-            return value
-    return default

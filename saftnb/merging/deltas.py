@@ -8,7 +8,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from saftnb.task_vector import Delta, LowRank
+from saftnb.delta import Delta, LowRank
 
 
 def promoted_dtype(deltas: Iterable[Delta], at_least: torch.dtype | None = None) -> torch.dtype:
@@ -38,9 +38,3 @@ def scaled_sum(deltas: Sequence[Delta], scale: float) -> Delta:
         else:
             total.add_(delta)
     return total.mul_(scale).to(out)
-
-
-def is_finite(delta: Delta) -> bool:
-    """Whether a delta, or each factor of a low-rank one, is free of NaN and infinity; no memory needed."""
-    parts = (delta.B, delta.A) if isinstance(delta, LowRank) else (delta,)
-    return all(part.numel() == 0 or bool(torch.stack(torch.aminmax(part)).isfinite().all()) for part in parts)

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from saftnb.merging.deltas import dense, is_finite, promoted_dtype, scaled_sum
+from saftnb.delta import is_finite
+from saftnb.merging.deltas import dense, promoted_dtype, scaled_sum
 from saftnb.merging.registry import Range, method
 from saftnb.merging.ties import trim_elect_merge
 from saftnb.task_vector import TaskVector

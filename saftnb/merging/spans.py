@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from saftnb.merging.deltas import is_finite
+from saftnb.delta import is_finite
 from saftnb.task_vector import Delta, LowRank, TaskVector
 
 MAX_WORKERS = 16

@@ -1,0 +1,225 @@
+"""LoRA adapters in PEFT's format, as task vectors: (α/r) B A becomes `LowRank`, with α/r inside."""
+
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from saftnb.formats.checkpoint import Checkpoint, find, open_checkpoint, read_json
+from saftnb.formats.names import HEADS, fitted
+from saftnb.task_vector import LowRank, TaskVector
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# PEFT's variants of LoRA that are no product (α/r) B A, or more than that: field -> its values that are none
+_PLAIN = {
+    "use_dora": (False, None), "bias": ("none", None), "lora_bias": (False, None), "fan_in_fan_out": (False, None),
+    "use_qalora": (False, None), "use_bdlora": (False, None), "trainable_token_indices": (None, {}),
+    "target_parameters": (None, []), "layer_replication": (None, []), "alora_invocation_tokens": (None, []),
+    "arrow_config": (None,), "kasa_config": (None,), "velora_config": (None,), "monteclora_config": (None,),
+    "corda_config": (None,),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),  # the others move the base model, too
+}  # fmt: skip
+_FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
+_SAVED = re.compile(r"(?:base_model\.model\.)?(.+?)(?:\.modules_to_save(?:\.[^.]+)?)?\.(weight|bias)")
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """An adapter of someone, read.
+
+    Attributes:
+        vector: its deltas. head: the classification head that was saved with it, by name; {} where there is none.
+        base, revision: of the model that it was trained on, as its config says; "" where it does not.
+        folder: where it was read. sha256: of its weights.
+    """
+
+    vector: TaskVector
+    folder: Path
+    sha256: str
+    base: str = ""
+    revision: str = ""
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder looks like a PEFT adapter."""
+    return (folder / CONFIG).is_file()
+
+
+def read_adapter(folder: str | os.PathLike, model: nn.Module | Mapping[str, torch.Size] | None = None) -> Adapter:
+    """An adapter in PEFT's format, with its classification head.
+
+    Args:
+        folder: holds adapter_config.json and adapter_model.safetensors, or adapter_model.bin, which is read without
+            running code; or a model's id on the hub, of what the local cache has.
+        model: where given (or the shapes of its parameters), the names become its own, and the adapter has to fit it:
+            Hugging Face's names of CLIP become open_clip's, a tower under `model.` is found, and of an adapter that
+            also covers the text tower an image tower gets its part. Without it, names stay as they are in the file.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: an adapter that is more than (α/r) B A (DoRA, biases, saved modules other than a head, …), of a
+            convolution or an embedding, for another model, or a file that `open_checkpoint` refuses.
+    """
+    folder = find(folder)
+    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if not is_adapter(folder) or weights is None:
+        raise FileNotFoundError(f"{folder}: no {WEIGHTS[0] if is_adapter(folder) else CONFIG}")
+    config, state = read_json(folder / CONFIG), open_checkpoint(weights)
+    _require_plain(folder, config)
+    factors, head = _sorted(folder, state)
+    vector = lora_vector({name: state[name] for name in factors}, lambda layer: _scaling(config, layer))
+    for name, delta in vector.items():
+        rank = _pattern(config, "rank_pattern", config["r"], name.removesuffix(".weight"))
+        if delta.B.shape[1] != rank:
+            raise ValueError(
+                f"{folder}: {name!r} is of rank {delta.B.shape[1]} in the weights and {rank} in the config"
+            )
+    if model is not None:
+        shapes = {name: p.shape for name, p in model.named_parameters()} if isinstance(model, nn.Module) else model
+        vector = _fitting(folder, vector, shapes)
+    base, revision = (config.get(key) or "" for key in ("base_model_name_or_path", "revision"))
+    return Adapter(vector, folder, state.sha256, base, revision, head)
+
+
+def load_adapter(folder: str | os.PathLike, model: nn.Module | None = None) -> TaskVector:
+    """The deltas of an adapter in PEFT's format; see `read_adapter`, which also has its classification head."""
+    return read_adapter(folder, model).vector
+
+
+def load_adapters(folders: Iterable[str | os.PathLike], model: nn.Module | None = None) -> dict[str, TaskVector]:
+    """Several adapters, by the names of their folders, ready to be merged: what one of them does not adapt is 0 there.
+
+    Warns, in one line, where their configs name different base models, and where one lacks layers of another.
+    """
+    adapters = {Path(folder).name: read_adapter(folder, model) for folder in folders}
+    if different := different_bases(list(adapters.values())):
+        warnings.warn(different, stacklevel=2)
+    vectors, lacking = fill_missing({name: adapter.vector for name, adapter in adapters.items()})
+    if lacking:
+        warnings.warn(lacking, stacklevel=2)
+    return vectors
+
+
+def different_bases(adapters: Iterable[Adapter]) -> str:
+    """One line on the first two adapters whose configs name different bases or revisions; "" where all agree."""
+    named = [adapter for adapter in adapters if adapter.base]
+    for other in named[1:]:
+        one = named[0]
+        if (one.base, one.revision) != (other.base, other.revision):
+            bases = [f"{a.base}{f' at {a.revision}' if a.revision else ''}" for a in (one, other)]
+            return f"adapters of different base models: {one.folder} of {bases[0]}, {other.folder} of {bases[1]}"
+    return ""
+
+
+def fill_missing(vectors: Mapping[str, TaskVector]) -> tuple[dict[str, TaskVector], str]:
+    """The vectors with equal names, 0 where one lacks what another has; and one line that says so, or ""."""
+    shapes = {name: delta for vector in vectors.values() for name, delta in vector.items()}
+    filled, lacking = {}, []
+    for task, vector in vectors.items():
+        missing = [name for name in shapes if name not in vector]
+        if missing:
+            lacking.append(f"{task} has no {missing[0]!r}{f' and {len(missing) - 1} more' if missing[1:] else ''}")
+        filled[task] = TaskVector({name: vector.get(name, _zero(like)) for name, like in shapes.items()})
+    return filled, f"layers that others adapt, taken as 0: {'; '.join(lacking)}" if lacking else ""
+
+
+def _zero(like: LowRank | Tensor) -> LowRank | Tensor:
+    if isinstance(like, LowRank):
+        return LowRank(like.B.new_zeros(like.shape[0], 1), like.A.new_zeros(1, like.shape[1]))
+    return torch.zeros_like(like)
+
+
+def lora_vector(state: Mapping[str, Tensor], scaling: float | Callable[[str], float]) -> TaskVector:
+    """The task vector of PEFT's factors: `<layer>.lora_A.weight` (r, I) and `<layer>.lora_B.weight` (O, r), in any of
+    PEFT's layouts (with an adapter's name inside, or "base_model.model." before), as deltas of `<layer>.weight`.
+
+    Args:
+        scaling: α/r, or a function of the layer's name.
+
+    Raises:
+        ValueError: a key that is no such factor, or a factor without its other half.
+    """
+    halves: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        found = _FACTOR.fullmatch(key)
+        if found is None:
+            raise ValueError(f"{key!r} is no factor of a LoRA adapter")
+        halves.setdefault(found[1], {})[found[2]] = value
+    for layer, pair in halves.items():
+        if len(pair) == 1:
+            raise ValueError(f"the layer {layer!r} has lora_{next(iter(pair))} alone")
+    factor = scaling if callable(scaling) else lambda layer: scaling
+    return TaskVector({f"{layer}.weight": LowRank(p["B"] * factor(layer), p["A"]) for layer, p in halves.items()})
+
+
+def _require_plain(folder: Path, config: Mapping) -> None:
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{folder}: the adapter is {config.get('peft_type')}, not LORA")
+    for name, plain in _PLAIN.items():
+        if config.get(name) not in plain:
+            raise ValueError(f"{folder}: {name} is {config[name]!r}; only plain LoRA, (α/r) B A, is a task vector")
+    others = [module for module in config.get("modules_to_save") or [] if module.rpartition(".")[2] not in HEADS]
+    if others:
+        raise ValueError(
+            f"{folder}: modules_to_save is {others!r}; only plain LoRA, (α/r) B A, is a task vector, "
+            f"and of saved modules only a classification head ({', '.join(HEADS)})"
+        )
+
+
+def _sorted(folder: Path, state: Checkpoint) -> tuple[list[str], dict[str, Tensor]]:
+    """The keys of the factors, and the head. Refuses, with folder and layer, what is neither."""
+    factors, head = [], {}
+    for key in state:
+        if "lora_embedding_" in key:
+            raise ValueError(f"{folder}: LoRA of an embedding, {key!r}: only those of linear layers are task vectors")
+        found = _FACTOR.fullmatch(key)
+        if found:
+            if len(state.shape(key)) != 2:
+                raise ValueError(
+                    f"{folder}: LoRA of a convolution, {found[1]!r}: only those of linear layers are task vectors"
+                )
+            factors.append(key)
+            continue
+        saved = _SAVED.fullmatch(key)
+        if saved is None or not any(part in HEADS for part in saved[1].split(".")):
+            raise ValueError(f"{folder}: {key!r} is no factor of a LoRA adapter, nor a classification head")
+        head[f"{saved[1]}.{saved[2]}"] = state[key]
+    return factors, head
+
+
+def _fitting(folder: Path, vector: TaskVector, shapes: Mapping[str, torch.Size]) -> TaskVector:
+    """The same by the names of a model with these shapes, without what it has no part of."""
+    names, _ = fitted(vector, shapes)
+    found = {names[name]: delta for name, delta in vector.items() if name in names}
+    for name, delta in found.items():
+        if name not in shapes:
+            raise ValueError(f"{folder}: an adapter for another model: there is no {name!r} in this one")
+        if shapes[name] != delta.shape:
+            raise ValueError(
+                f"{folder}: an adapter for another model: {name!r} is {tuple(delta.shape)} there and "
+                f"{tuple(shapes[name])} here"
+            )
+    return TaskVector(found)
+
+
+def _scaling(config: Mapping, layer: str) -> float:
+    """α/r of a layer, or α/√r with rsLoRA."""
+    rank = _pattern(config, "rank_pattern", config["r"], layer)
+    alpha = _pattern(config, "alpha_pattern", config["lora_alpha"], layer)
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _pattern(config: Mapping, field: str, default: float, layer: str) -> float:
+    """A layer's value: patterns are ends of layers' names, or whole ones after "^", as in PEFT."""
+    for key, value in (config.get(field) or {}).items():
+        if re.match(rf"(.*\.)?({key})$", layer):
+            return value
+    return default
