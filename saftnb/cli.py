@@ -1,4 +1,7 @@
-"""The command line: ``saftnb grid``, ``keep``, ``report``, ``fetch``, ``doctor``. Each imports only what it needs."""
+"""The command line: ``saftnb grid``, ``keep``, ``report``, ``merge``, ``fetch``, ``doctor``.
+
+Each imports only what it needs.
+"""
 
 import argparse
 import signal
@@ -17,8 +20,12 @@ class _Refused(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0; 1: a run is not done; 2: bad input; 130: stopped."""
-    options = _parser().parse_args(arguments)
+    options, rest = _parser().parse_known_args(arguments)
     try:
+        if options.command is _merge:
+            options.values = _values(rest)
+        elif rest:
+            _parser().parse_args(arguments)  # which refuses them
         return options.command(options)
     except _Refused as refused:
         print(f"saftnb: {refused}", file=sys.stderr)
@@ -41,7 +48,7 @@ def _refusing(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="saftnb", description="Grids of notebooks and their reports.")
+    parser = argparse.ArgumentParser(prog="saftnb", description="Grids of notebooks, reports, merges.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     grid = commands.add_parser("grid", help="run what is missing of a grid of notebooks")
     grid.add_argument("file", type=Path, metavar="FILE", help="the grid, in YAML")
@@ -79,6 +86,22 @@ def _parser() -> argparse.ArgumentParser:
         "--backbone", action="append", metavar="NAME", help="of vision8, may be given again (default: ViT-B-32)"
     )
     fetch.set_defaults(command=_fetch)
+    merge = commands.add_parser(
+        "merge", help="merge adapters or models of your own, from files to files",
+        usage="saftnb merge [--base BASE] MODEL MODEL ... --method METHOD [--space SPACE] [--scale 0.6 ...] -o OUT",
+        epilog="Hyperparameters of the method and the space are options of their own, such as --keep 0.2; see --list.",
+    )  # fmt: skip
+    merge.add_argument("models", nargs="*", metavar="MODEL", help="PEFT adapters; models' files or folders; hub ids")
+    merge.add_argument("--base", help="of models: what they were fine-tuned from")
+    merge.add_argument("--method", help="a merge method, see --list")
+    merge.add_argument("--space", default="weights", help="a merge space, see --list (default: weights)")
+    merge.add_argument("-o", "--out", type=Path, metavar="OUT", help="the folder to write")
+    merge.add_argument("--rank", type=int, metavar="R", help="of the merged adapter, at most")
+    merge.add_argument("--any-base", action="store_true", help="also adapters that name different base models")
+    merge.add_argument("--dry-run", action="store_true", help="check, and say shapes, memory and time")
+    merge.add_argument("--force", action="store_true", help="replace OUT where it is there")
+    merge.add_argument("--list", action="store_true", help="the methods and spaces, with what they take")
+    merge.set_defaults(command=_merge)
     doctor = commands.add_parser("doctor", help="say what this machine has, what is missing, and what mends it")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -169,6 +192,41 @@ def _fetch(options: argparse.Namespace) -> int:
 
         fetch(options.suite, **({"backbones": options.backbone} if options.backbone else {}))
     return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from saftnb.merging import files
+
+    if options.list:
+        print(*files.listing(), sep="\n")
+        return 0
+    for name in ("method", "out"):
+        if not getattr(options, name):
+            raise _Refused(f"--{name} is missing: saftnb merge MODEL MODEL … --method METHOD -o OUT (see --list)")
+    with _refusing(ValueError, OSError):
+        planned = files.plan(
+            options.models, options.out, options.method, space=options.space, values=options.values,
+            base=options.base, rank=options.rank, any_base=options.any_base, force=options.force,
+        )  # fmt: skip
+        if options.dry_run:
+            print(*planned.lines(), sep="\n")
+            return 0
+        for note in planned.notes:
+            print(f"saftnb: {note}", file=sys.stderr)
+        said = files.execute(planned)
+    print(*said, f"wrote {options.out}", sep="\n")
+    return 0
+
+
+def _values(rest: Sequence[str]) -> dict[str, str]:
+    """Hyperparameters among the arguments: --keep 0.2, or --keep=0.2."""
+    found, left = {}, list(rest)
+    while left:
+        name, equals, value = left.pop(0).partition("=")
+        if not name.startswith("--") or not (equals or left):
+            raise _Refused(f"{name}: not an option with a value, such as --keep 0.2")
+        found[name.removeprefix("--").replace("-", "_")] = value if equals else left.pop(0)
+    return found
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -81,6 +81,16 @@ class Checkpoint(Mapping[str, Tensor]):
         return held
 
     @cached_property
+    def twins(self) -> dict[str, str]:
+        """Name -> the first name of the same tensor, for what a pickled state dict holds under two names (tied)."""
+        first: dict[tuple, str] = {}
+        found = {}
+        for name, (number, stored) in self._where.items():
+            if (place := self._readers[number].place(stored)) is not None and first.setdefault(place, name) != name:
+                found[name] = first[place]
+        return found
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The `config.json` or `open_clip_config.json` beside the weights; {} where there is none."""
         folder = self.files[0].parent
@@ -187,6 +197,10 @@ def _reader(file: Path, trust_pickle: bool) -> "_Reader":
 class _Reader:
     names: list[str]
 
+    def place(self, name: str) -> tuple | None:
+        """What two names of one tensor have in common; None where each has its own."""
+        return None
+
 
 class _Safetensors(_Reader):
     def __init__(self, file: Path):
@@ -213,6 +227,10 @@ class _Pickled(_Reader):
 
     def tensor(self, name: str) -> Tensor:
         return self._state[name].detach()
+
+    def place(self, name: str) -> tuple | None:
+        value = self._state[name]
+        return (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape) if value.numel() else None
 
     def shape(self, name: str) -> torch.Size:
         return self._state[name].shape

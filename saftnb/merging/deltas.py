@@ -10,6 +10,8 @@ from torch import Tensor
 
 from saftnb.delta import Delta, LowRank
 
+WHOLE = 1024  # dense matrices of no more rows or columns are searched for their rank
+
 
 def promoted_dtype(deltas: Iterable[Delta], at_least: torch.dtype | None = None) -> torch.dtype:
     """The narrowest dtype that holds every delta (and `at_least`) exactly, by PyTorch's promotion."""
@@ -38,3 +40,29 @@ def scaled_sum(deltas: Sequence[Delta], scale: float) -> Delta:
         else:
             total.add_(delta)
     return total.mul_(scale).to(out)
+
+
+def lowest_rank(delta: Delta, rank: int | None = None) -> LowRank:
+    """The same matrix with as few components as hold it to within rounding, or its best approximation of `rank`.
+
+    Singular values below ε · max(O, I) times the largest are rounding (float32's ε). A dense matrix of more than
+    `WHOLE` rows and columns is not searched for a low rank unless `rank` is given: it is written as it is, times the
+    identity.
+    """
+    size = min(delta.shape)
+    if isinstance(delta, LowRank):
+        if delta.B.shape[1] >= size:
+            return lowest_rank(delta.dense(), rank)
+        left, upper = torch.linalg.qr(delta.B.double())
+        right, lower = torch.linalg.qr(delta.A.T.double())
+        u, values, vt = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+        u, vt = left @ u, vt @ right.T
+    elif size > WHOLE and rank is None:
+        eye = torch.eye(size, dtype=delta.dtype)
+        return LowRank(eye, delta) if delta.shape[0] == size else LowRank(delta, eye)
+    else:
+        u, values, vt = torch.linalg.svd(delta.double(), full_matrices=False)
+    kept = int((values > max(delta.shape) * torch.finfo(torch.float32).eps * values[:1]).sum())
+    kept = max(1, kept if rank is None else min(kept, rank))
+    root = values[:kept].sqrt()
+    return LowRank(u[:, :kept] * root, root[:, None] * vt[:kept]).to(delta.dtype)

@@ -19,6 +19,7 @@ span by span in scratch buffers that fit a cache. Needs the result and some 20 M
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -68,6 +69,48 @@ def trim_elect_merge(
     if sum(balance for balance, _ in shares) <= 0:  # zero sums were taken for +: do their spans again
         in_parallel(lambda todo: fill(todo, majority=-1), [s for _, found in shares for s in found], workers)
     return TaskVector(merged)
+
+
+@dataclass(frozen=True)
+class Election:
+    """What TIES has to know of all entries before it can merge one parameter alone.
+
+    Attributes:
+        cuts: per task, the number just below its threshold. majority: the sign that a zero sum gets.
+    """
+
+    cuts: tuple[float, ...]
+    majority: int
+
+
+def hold_election(
+    vectors: Sequence[TaskVector], spans: Sequence[Span], *, keep: float, dtype: torch.dtype = torch.float32,
+    workers: int = 1,
+) -> Election:  # fmt: skip
+    """The first two rules over all entries, for vectors that are read from a disk: `merge_piece` does the third.
+
+    Args:
+        spans: of all parameters, see `cut_into_spans`.
+    """
+    cuts = tuple(_cuts(vectors, keep, spans, dtype, workers))
+    unsure = Election(cuts, 1)
+    balance = sum(_merge_piece(vectors, unsure, span, "mean", dtype)[1] for span in spans)
+    return Election(cuts, 1 if balance > 0 else -1)
+
+
+def merge_piece(
+    vectors: Sequence[TaskVector], election: Election, span: Span, *, scale: float, aggregate: str,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:  # fmt: skip
+    """The merged entries of one span, (len(span),)."""
+    return _merge_piece(vectors, election, span, aggregate, dtype)[0].mul_(scale)
+
+
+def _merge_piece(
+    vectors, election: Election, span: Span, aggregate: str, dtype: torch.dtype
+) -> tuple[Tensor, int, int]:
+    scratch = torch.empty(2, len(vectors), len(span), dtype=dtype)
+    return _merge_span(vectors, election.cuts, span, election.majority, aggregate, scratch)
 
 
 def _merge_span(

@@ -1,0 +1,306 @@
+"""`saftnb merge`: adapters or models of others, from files to files, checked before any work.
+
+Adapters are merged as `merge` does, and written as one adapter of the lowest rank that holds the result. Models are
+merged tensor by tensor: beside the files, memory holds one tensor of every input at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from torch import Size, Tensor
+
+import saftnb
+from saftnb.delta import Delta, LowRank, is_finite, squared_norm
+from saftnb.formats.adapter import Adapter, different_bases, fill_missing, is_adapter, read_adapter
+from saftnb.formats.checkpoint import Checkpoint, find, open_checkpoint
+from saftnb.formats.models import in_names_of, is_task_vector, require_same_activation
+from saftnb.formats.writing import new_folder
+from saftnb.merging.deltas import lowest_rank
+from saftnb.merging.merge import merge
+from saftnb.merging.registry import methods, spaces
+from saftnb.merging.spaces import SAME_IN_EVERY_SPACE
+from saftnb.merging.whole_models import ELEMENTWISE, SPAN, LazyVector, merged_shapes, write_model
+from saftnb.progress import progress_bar
+from saftnb.task_vector import TaskVector, require_same_parameters
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A merge of files that was checked, and not begun.
+
+    Attributes:
+        kind: "adapters", "models", or "task vectors" (files that `TaskVector.save` wrote).
+        vectors: of adapters and task vectors. tuned, base: of models, by the base's names.
+        values: the complete hyperparameters, of method and space. notes: what the user should know, a line each.
+    """
+
+    kind: str
+    sources: Sequence[Path]
+    hashes: Sequence[Callable[[], str]]
+    out: Path
+    method: str
+    space: str
+    values: Mapping[str, object]
+    force: bool = False
+    rank: int | None = None
+    vectors: Mapping[str, TaskVector] = field(default_factory=dict)
+    adapters: Sequence[Adapter] = ()
+    tuned: Sequence[Mapping[str, Tensor]] = ()
+    base: Checkpoint | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def shapes(self) -> dict[str, Size]:
+        """Of everything that is merged."""
+        if self.kind == "models":
+            return merged_shapes(self.base, self.tuned)
+        return {name: delta.shape for name, delta in next(iter(self.vectors.values())).items()}
+
+    def lines(self) -> list[str]:
+        """For a dry run: what would be merged, the memory that it takes, and about how long."""
+        shapes = self.shapes
+        entries = sum(shape.numel() for shape in shapes.values())
+        sizes = sorted({tuple(shape) for shape in shapes.values()}, key=lambda shape: -Size(shape).numel())
+        shown = ", ".join("×".join(map(str, size)) or "1" for size in sizes[:4]) + (", …" if sizes[4:] else "")
+        values = ", ".join(f"{name} {value}" for name, value in self.values.items())
+        return [
+            f"{len(self.sources)} {self.kind}: {len(shapes)} tensors ({shown}), {entries:,} entries each",
+            f"{self.method} in {self.space}" + (f": {values}" if values else ""),
+            *self.notes,
+            f"memory: about {_size(self._memory(shapes))}; time: about {_trial(self, shapes)}",
+            f"would write {self.out}",
+        ]
+
+    def _memory(self, shapes: Mapping[str, Size]) -> int:
+        largest = max((shape.numel() for shape in shapes.values()), default=0)
+        if self.kind == "models" and self.method in ELEMENTWISE:
+            return (len(self.tuned) + 2) * largest * 4 + 4 * (2 * len(self.tuned) + 3) * SPAN
+        if self.kind == "models":
+            return (2 * len(self.tuned) + 6) * largest * 4
+        factors = sum(_held(delta) for vector in self.vectors.values() for delta in vector.values())
+        dense = self.method not in SAME_IN_EVERY_SPACE and self.space == "weights"
+        return 4 * (3 * factors + (len(self.vectors) + 1 if "dare" in self.method else 1) * dense * _entries(shapes))
+
+
+def plan(
+    sources: Sequence[str],
+    out: str | Path,
+    method: str,
+    *,
+    space: str = "weights",
+    values: Mapping[str, object] | None = None,
+    base: str | None = None,
+    rank: int | None = None,
+    any_base: bool = False,
+    force: bool = False,
+) -> Plan:
+    """Read what is to be merged and check that it can be.
+
+    Args:
+        sources: PEFT adapters' folders; models' files or folders; files of `TaskVector.save`; ids on the hub of what
+            the local cache has; all of one kind. out: a folder that is not there yet.
+        values: hyperparameters of method and space, numbers and booleans as such or as text.
+        base: the model that the models were fine-tuned from; of adapters, one whose names and shapes they have to fit.
+        rank: of the merged adapter at most; what is lost is told. any_base: also merge adapters whose configs name
+            different base models.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: one line on what is wrong.
+    """
+    out, paths = Path(out), [find(source) for source in sources]
+    if out.exists() and not force:
+        raise FileExistsError(f"{out} is there already; --force replaces it")
+    if len(paths) < 2:
+        raise ValueError(f"a merge takes two models or more, got {len(paths)}")
+    complete = _complete(method, space, values or {})
+    if rank is not None and rank < 1:
+        raise ValueError(f"--rank is {rank}, not a whole number of at least 1")
+    kinds = ["adapters" if is_adapter(p) else "task vectors" if is_task_vector(p) else "models" for p in paths]
+    if len(set(kinds)) > 1:
+        other = next(i for i, kind in enumerate(kinds) if kind != kinds[0])
+        raise ValueError(f"{paths[0]} is of {kinds[0]}, {paths[other]} of {kinds[other]}: merge one kind at a time")
+    make = partial(Plan, kinds[0], paths, out=out, method=method, space=space, values=complete, force=force)
+    if kinds[0] == "models":
+        return _plan_models(paths, base, make)
+    if kinds[0] == "task vectors":
+        vectors = {_unique(path, paths): TaskVector.load(path) for path in paths}
+        _require_fitting(vectors)
+        return make(hashes=[vector.checksum for vector in vectors.values()], vectors=vectors, rank=rank)
+    return _plan_adapters(paths, base, any_base, rank, make)
+
+
+def _plan_adapters(paths: Sequence[Path], base: str | None, any_base: bool, rank: int | None, make) -> Plan:
+    known = None
+    if base is not None:
+        found = open_checkpoint(base)
+        known = {name: found.shape(name) for name in found}
+    adapters = [read_adapter(path, known) for path in paths]
+    if (different := different_bases(adapters)) and not any_base:
+        raise ValueError(f"{different}; --any-base merges them all the same")
+    vectors, lacking = fill_missing(
+        {_unique(p, paths): adapter.vector for p, adapter in zip(paths, adapters, strict=True)}
+    )
+    _require_fitting(vectors)
+    heads = [adapter.folder.name for adapter in adapters if adapter.head]
+    notes = [line for line in (different, lacking) if line]
+    if heads:
+        notes.append(f"classification heads stay with their tasks and are not merged: {', '.join(heads)}")
+    hashes = [lambda adapter=adapter: adapter.sha256 for adapter in adapters]
+    return make(hashes=hashes, vectors=vectors, adapters=adapters, notes=notes, rank=rank)
+
+
+def _plan_models(paths: Sequence[Path], base: str | None, make) -> Plan:
+    if base is None:
+        raise ValueError(f"{paths[0]} is a full model: --base names the model that all were fine-tuned from")
+    before, found = open_checkpoint(base), [open_checkpoint(path) for path in paths]
+    for one in found:
+        require_same_activation(before, one)
+    hashes = [lambda one=one: one.sha256 for one in found]
+    planned = make(hashes=hashes, tuned=[in_names_of(before, one) for one in found], base=before)
+    if planned.space != "weights" and planned.method not in SAME_IN_EVERY_SPACE:
+        raise ValueError(f"full models are merged in the space 'weights', not in {planned.space!r}")
+    if planned.method.startswith("dare"):
+        raise ValueError(f"{planned.method} draws over whole models at once; use it on adapters or in the library")
+    untouched = [name for name in before if name not in planned.shapes]
+    notes = [f"stays as in the base: {untouched[0]!r} and {len(untouched) - 1} more"] if untouched else []
+    return make(hashes=hashes, tuned=planned.tuned, base=before, notes=notes)
+
+
+def execute(planned: Plan, *, progress: bool = True) -> list[str]:
+    """Merge, and write the folder; it appears whole or not at all. Returns lines that say what was written."""
+    with new_folder(planned.out, force=planned.force) as folder:
+        said = _model(planned, folder, progress) if planned.base is not None else []
+        if planned.base is None:
+            merged = merge(planned.vectors, planned.method, space=planned.space, **planned.values)
+            low = planned.adapters or all(isinstance(delta, LowRank) for delta in merged.values())
+            said = _write_adapter(planned, merged, folder, progress) if low else _write_vector(merged, folder)
+        (folder / "README.md").write_text(_readme(planned, said), encoding="utf-8")
+    return said
+
+
+def _model(planned: Plan, folder: Path, progress: bool) -> list[str]:
+    return write_model(planned.base, planned.tuned, planned.method, planned.values, folder, progress)
+
+
+def _write_vector(merged: TaskVector, folder: Path) -> list[str]:
+    merged.dense().save(folder / "task_vector.safetensors")
+    return [f"a task vector of {len(merged)} tensors: TaskVector.load(…), then .apply_to(model)"]
+
+
+def _write_adapter(planned: Plan, merged: TaskVector, folder: Path, progress: bool) -> list[str]:
+    found, worst, lost, total = {}, 0.0, 0.0, 0.0
+    bar = progress_bar(merged.items(), total=len(merged), desc="writing", disable=not progress)
+    for name, delta in bar:
+        found[name] = lowest_rank(delta, planned.rank)
+        if planned.rank is not None:
+            whole = squared_norm(delta)
+            gone = max(whole - squared_norm(found[name]), 0.0)  # the parts that are cut are orthogonal to those kept
+            lost, total = lost + gone, total + whole
+            worst = max(worst, (gone / whole) ** 0.5 if whole else 0.0)
+    first = planned.adapters[0] if planned.adapters else None
+    own = {"base": first.base, "revision": first.revision} if first else {}
+    TaskVector(found).to_adapter(folder, **own)
+    ranks = sorted({delta.B.shape[1] for delta in found.values()})
+    said = [f"an adapter of rank {ranks[0]}" + (f" to {ranks[-1]}" if ranks[1:] else "") + f", {len(found)} layers"]
+    if planned.rank is not None:
+        share = (lost / total) ** 0.5 if total else 0.0
+        cut = f"{share:.2%} of the update's norm is lost, {worst:.2%} at worst in a layer"
+        said.append(f"cut to rank {planned.rank}: {cut}")
+    return said
+
+
+def _complete(method: str, space: str, values: Mapping[str, object]) -> dict[str, object]:
+    """Every hyperparameter of method and space, checked; text becomes what the method's signature asks for."""
+    for name, known, kind in ((method, methods(), "method"), (space, spaces(), "space")):
+        if name not in known:
+            raise ValueError(f"there is no merge {kind} {name!r}; allowed are {', '.join(sorted(known))}")
+    if methods()[method].needs_statistics:
+        raise ValueError(f"{method} needs statistics of pictures or texts; use it in the library or a notebook")
+    own, others = spaces()[space].hyperparameters, methods()[method].hyperparameters
+    given = {}
+    for name, value in values.items():
+        schema = own.get(name) or others.get(name)
+        given[name] = _read(name, value, schema.type) if schema and isinstance(value, str) else value
+    of_space = {name: value for name, value in given.items() if name in own}
+    rest = {name: value for name, value in given.items() if name not in own}
+    return spaces()[space].check(of_space) | methods()[method].check(rest)
+
+
+def _read(name: str, text: str, kind: type) -> object:
+    try:
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"--{name.replace('_', '-')} {text}: not a {kind.__name__}") from None
+
+
+def _require_fitting(vectors: Mapping[str, TaskVector]) -> None:
+    names = list(vectors)
+    for other in names[1:]:
+        require_same_parameters(vectors[names[0]], vectors[other], names[0], other)
+    for name, vector in vectors.items():
+        if bad := [key for key, delta in vector.items() if not is_finite(delta)]:
+            raise ValueError(f"{name} has NaN or infinite values in {bad[0]!r}")
+
+
+def _unique(path: Path, paths: Sequence[Path]) -> str:
+    """A source's own name; its whole path where two are called alike."""
+    return path.name if sum(other.name == path.name for other in paths) == 1 else f"{path}#{paths.index(path)}"
+
+
+def _trial(planned: Plan, shapes: Mapping[str, Size]) -> str:
+    """How long the merge would take, from one of its largest tensors."""
+    if not shapes:
+        return "no time"
+    name = max(shapes, key=lambda key: shapes[key].numel())
+    start = time.monotonic()
+    if planned.kind == "models":
+        alone = [LazyVector(planned.base, tuned, shapes).only(name) for tuned in planned.tuned]
+        merge(alone, planned.method, **planned.values)
+    else:
+        alone = [TaskVector({name: vector[name]}) for vector in planned.vectors.values()]
+        merged = merge(alone, planned.method, space=planned.space, **planned.values)
+        if planned.adapters:
+            lowest_rank(merged[name], planned.rank)
+    seconds = (time.monotonic() - start) * _entries(shapes) / shapes[name].numel()
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _readme(planned: Plan, said: Sequence[str]) -> str:
+    values = "".join(f", {name} {value}" for name, value in planned.values.items())
+    digests = [digest() for digest in planned.hashes]
+    inputs = [f"- `{path.name}`, sha256 {digest}" for path, digest in zip(planned.sources, digests, strict=True)]
+    if planned.base is not None:
+        inputs.append(f"- base: `{planned.base.path.name}`, sha256 {planned.base.sha256}")
+    elif planned.adapters and planned.adapters[0].base:
+        inputs.append(f"- base, by the first adapter's config: `{planned.adapters[0].base}`")
+    lines = [
+        "# A merged model", "", f"Merged by saftnb {saftnb.__version__}: {planned.method} in {planned.space}{values}.",
+        "", *inputs, "", *(f"{line}." for line in (*said, *planned.notes)),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _entries(shapes: Mapping[str, Size]) -> int:
+    return sum(shape.numel() for shape in shapes.values())
+
+
+def _held(delta: Delta) -> int:
+    return delta.B.numel() + delta.A.numel() if isinstance(delta, LowRank) else delta.numel()
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def listing() -> list[str]:
+    """Methods and spaces with their hyperparameters and ranges, one line each."""
+    shown = ["methods:"]
+    for name, method in sorted(methods().items()):
+        needs = "  (needs statistics: in the library alone)" if method.needs_statistics else ""
+        shown.append(f"  {method}{needs}" if method.hyperparameters else f"  {name}(){needs}")
+    return [*shown, "spaces:", *(f"  {space}" for _, space in sorted(spaces().items()))]

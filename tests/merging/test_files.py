@@ -1,0 +1,337 @@
+"""`saftnb merge`: the same as the library's merge, from files that transformers and PEFT wrote to files they read."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, CLIPVisionModel, GPT2Config, GPT2LMHeadModel
+
+from saftnb.cli import main
+from saftnb.formats import load_adapter, open_checkpoint
+from saftnb.formats.writing import TensorFile, new_folder
+from saftnb.merging import LowRank, TaskVector, merge
+from saftnb.merging.deltas import lowest_rank
+from saftnb.merging.files import plan
+from tests.backbones.test_lora import HF
+from tests.formats.test_adapters import LLAMA, adapted
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(gradient|activation)_checkpointing:FutureWarning")
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    """Three adapters of one CLIP, by PEFT, and the folder that holds them."""
+    torch.manual_seed(0)
+    CLIPVisionModel(HF).save_pretrained(tmp_path / "base")
+    for seed, name in enumerate(("mnist", "dtd", "cars")):
+        base = CLIPVisionModel.from_pretrained(tmp_path / "base")
+        adapted(base, tmp_path / name, seed, target_modules=["q_proj", "v_proj"])
+    return tmp_path
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Two fine-tunings of one CLIP vision tower, by transformers, and their base."""
+    torch.manual_seed(0)
+    base = CLIPVisionModel(HF)
+    base.save_pretrained(tmp_path / "base")
+    for name in ("one", "two"):
+        model = CLIPVisionModel.from_pretrained(tmp_path / "base")
+        with torch.no_grad():
+            for p in model.parameters():
+                p += torch.randn(p.shape) / 10
+        model.save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+def run(folder, *arguments):
+    """The command's exit code; words that name something in the folder become its path."""
+    here = {path.name: str(path) for path in folder.iterdir()}
+    return main(["merge", *(here.get(word, word) for word in arguments), "-o", str(folder / "out")])
+
+
+@pytest.mark.parametrize(
+    ("method", "space", "options"),
+    [
+        ("ties", "knots", {"keep": 0.2, "scale": 0.6}),
+        ("ties", "weights", {"keep": 0.5}),
+        ("task_arithmetic", "weights", {"scale": 0.3}),
+        ("tsv_m", "core", {}),
+        ("dare_ties", "knots", {"drop": 0.5, "seed": 3}),
+        ("average", "weights", {}),
+    ],
+)
+def test_merged_adapters_are_those_of_the_library_and_load_in_plain_peft(adapters, method, space, options, capsys):
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    assert run(adapters, "mnist", "dtd", "cars", "--method", method, "--space", space, *words) == 0
+    vectors = [load_adapter(adapters / name) for name in ("mnist", "dtd", "cars")]
+    wanted = merge(vectors, method, space=space, **options)
+    found = load_adapter(adapters / "out")
+    assert set(found) == set(wanted)
+    for name, delta in found.items():
+        dense = wanted[name].dense() if isinstance(wanted[name], LowRank) else wanted[name]
+        torch.testing.assert_close(delta.dense(), dense, rtol=1e-4, atol=1e-5)
+    ranks = {delta.B.shape[1] for delta in found.values()}
+    assert max(ranks) <= (32 if method == "ties" and space == "weights" else 9)
+    fresh = CLIPVisionModel.from_pretrained(adapters / "base").eval()
+    loaded = PeftModel.from_pretrained(CLIPVisionModel.from_pretrained(adapters / "base"), adapters / "out").eval()
+    pixels = torch.randn(2, 3, 28, 28)
+    moved = wanted.apply_to(fresh)(pixels).pooler_output
+    torch.testing.assert_close(loaded(pixels).pooler_output, moved, rtol=1e-3, atol=1e-4)
+    page = (adapters / "out" / "README.md").read_text()
+    assert f"{method} in {space}" in page
+    assert all(f"`{name}`, sha256 " in page for name in ("mnist", "dtd", "cars"))
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_peft_merges_the_same_where_it_adds_products(adapters):
+    """PEFT's "cat" is Σ B A: the one of its ways that is a task arithmetic of the products."""
+    assert run(adapters, "mnist", "dtd", "cars", "--method", "task_arithmetic", "--scale", "0.4") == 0
+    base = CLIPVisionModel.from_pretrained(adapters / "base")
+    theirs = PeftModel.from_pretrained(base, adapters / "mnist", adapter_name="mnist")
+    for name in ("dtd", "cars"):
+        theirs.load_adapter(adapters / name, adapter_name=name)
+    theirs.add_weighted_adapter(["mnist", "dtd", "cars"], [0.4] * 3, "sum", combination_type="cat")
+    theirs.set_adapter("sum")
+    ours = PeftModel.from_pretrained(CLIPVisionModel.from_pretrained(adapters / "base"), adapters / "out").eval()
+    pixels = torch.randn(2, 3, 28, 28)
+    torch.testing.assert_close(ours(pixels).pooler_output, theirs.eval()(pixels).pooler_output, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rank_cuts_and_says_what_is_lost(adapters, capsys):
+    assert run(adapters, "mnist", "dtd", "--method", "average", "--rank", "2") == 0
+    said = capsys.readouterr().out
+    share = float(said.split("cut to rank 2: ")[1].split("%")[0])
+    vectors = [load_adapter(adapters / name) for name in ("mnist", "dtd")]
+    whole, cut = merge(vectors, "average").dense(), load_adapter(adapters / "out").dense()
+    assert all(delta.B.shape[1] == 2 for delta in load_adapter(adapters / "out").values())
+    assert share == pytest.approx(100 * (whole - cut).norm() / whole.norm(), abs=0.01)
+    assert f"cut to rank 2: {share:.2f}%" in (adapters / "out" / "README.md").read_text()
+
+
+def test_the_lowest_rank_is_exact_and_no_larger_than_need_be():
+    generator = torch.Generator().manual_seed(0)
+    B, A = torch.randn(9, 3, generator=generator), torch.randn(3, 7, generator=generator)
+    twice = LowRank(torch.cat([B, B], dim=1), torch.cat([A, 2 * A]))
+    for delta in (twice, twice.dense()):
+        found = lowest_rank(delta)
+        assert found.B.shape[1] == 3
+        torch.testing.assert_close(found.dense(), twice.dense(), rtol=1e-5, atol=1e-5)
+    assert lowest_rank(LowRank(torch.zeros(4, 2), torch.zeros(2, 4))).dense().eq(0).all()
+    best = lowest_rank(twice, rank=1).dense()
+    u, s, vt = torch.linalg.svd(twice.dense())
+    torch.testing.assert_close(best, s[0] * u[:, :1] @ vt[:1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["average", "task_arithmetic", "ties", "iso_c", "iso_cts", "tsv_m"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_merged_models_are_those_of_the_library_in_the_files_of_their_base(models, method, sharded, monkeypatch):
+    monkeypatch.setattr("saftnb.merging.whole_models.SPAN", 500)  # so that tensors are merged in several pieces
+    if sharded:
+        CLIPVisionModel.from_pretrained(models / "base").save_pretrained(models / "base", max_shard_size="20KB")
+        (models / "base" / "model.safetensors").unlink(missing_ok=True)
+    options = {"ties": ["--keep", "0.3", "--scale", "0.8"], "task_arithmetic": ["--scale", "0.4"]}.get(method, [])
+    assert run(models, "--base", "base", "one", "two", "--method", method, *options) == 0
+    base = CLIPVisionModel.from_pretrained(models / "base")
+    vectors = [TaskVector.between(base, CLIPVisionModel.from_pretrained(models / name)) for name in ("one", "two")]
+    values = {name.strip("-"): float(value) for name, value in zip(options[::2], options[1::2], strict=True)}
+    wanted = merge(vectors, method, **values).apply_to(base)
+    found = CLIPVisionModel.from_pretrained(models / "out")
+    for name, p in wanted.named_parameters():
+        torch.testing.assert_close(found.get_parameter(name), p, rtol=1e-5, atol=1e-6, msg=name)
+    ours, theirs = open_checkpoint(models / "out"), open_checkpoint(models / "base")
+    assert ours.shards() == theirs.shards()
+    assert ours.config == theirs.config
+
+
+def test_ties_from_the_disk_decides_zero_sums_by_the_majority_of_all_entries(tmp_path, monkeypatch):
+    monkeypatch.setattr("saftnb.merging.whole_models.SPAN", 4)
+    base = {"a": torch.zeros(3, 3), "b": torch.zeros(5)}
+    for sign in (1.0, -1.0):
+        one = {"a": torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]]), "b": torch.full((5,), sign * 20)}
+        two = {"a": -one["a"], "b": torch.full((5,), sign * 20)}
+        for name, state in (("base", base), ("one", one), ("two", two)):
+            save_file(state, tmp_path / f"{name}.safetensors")
+        sources = [str(tmp_path / f"{name}.safetensors") for name in ("one", "two")]
+        given = ["--base", str(tmp_path / "base.safetensors"), "--method", "ties", "--keep", "1", "--force"]
+        assert main(["merge", *sources, *given, "-o", str(tmp_path / "out")]) == 0
+        found = load_file(tmp_path / "out" / "base.safetensors")
+        assert torch.equal(found["a"], sign * one["a"])
+        wanted = merge([TaskVector(one), TaskVector(two)], "ties", keep=1.0)
+        assert torch.equal(found["a"], wanted["a"])
+
+
+def test_tied_weights_in_a_pickle_are_merged_once_and_written_under_both_names(tmp_path):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=17, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    base = GPT2LMHeadModel(config)
+    torch.save(base.state_dict(), tmp_path / "base.bin")
+    vectors = []
+    for name in ("one", "two"):
+        model = GPT2LMHeadModel(config)
+        model.load_state_dict(base.state_dict())
+        with torch.no_grad():
+            for p in model.parameters():
+                p += torch.randn(p.shape) / 10
+        torch.save({"model_state_dict": model.state_dict(), "epoch": 1}, tmp_path / f"{name}.bin")
+        vectors.append(TaskVector.between(base, model))
+    assert run(tmp_path, "--base", "base.bin", "one.bin", "two.bin", "--method", "ties", "--keep", "0.3") == 0
+    found = load_file(tmp_path / "out" / "base.safetensors")
+    wanted = merge(vectors, "ties", keep=0.3).apply_to(base).state_dict()
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_models_are_merged_in_float32_and_rounded_once(tmp_path):
+    torch.manual_seed(0)
+    base = {"w": torch.randn(20, 20).bfloat16()}
+    tuned = [{"w": (base["w"].float() + torch.randn(20, 20) / 50).bfloat16()} for _ in range(3)]
+    save_file(base, tmp_path / "base.safetensors")
+    for number, state in enumerate(tuned):
+        save_file(state, tmp_path / f"{number}.safetensors")
+    names = [f"{number}.safetensors" for number in range(3)]
+    assert run(tmp_path, "--base", "base.safetensors", *names, "--method", "task_arithmetic", "--scale", "0.7") == 0
+    exact = base["w"].double() + 0.7 * sum(state["w"].double() - base["w"].double() for state in tuned)
+    found = load_file(tmp_path / "out" / "base.safetensors")["w"]
+    assert (found != exact.bfloat16()).sum() <= 1  # where float32 itself rounds to the other side
+
+
+def test_task_vectors_own_files_are_merged_too(tmp_path):
+    for number in range(2):
+        TaskVector({"w": torch.full((2, 2), float(number))}).save(tmp_path / f"{number}.safetensors")
+    assert run(tmp_path, "0.safetensors", "1.safetensors", "--method", "average") == 0
+    assert TaskVector.load(tmp_path / "out" / "task_vector.safetensors")["w"].eq(0.5).all()
+
+
+def test_a_dry_run_writes_nothing_and_says_shapes_memory_and_time(adapters, models, capsys):
+    assert run(adapters, "mnist", "dtd", "--method", "ties", "--space", "knots", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "2 adapters: 4 tensors (32×32), 4,096 entries each" in said
+    assert "ties in knots: cutoff 1e-05, axis columns, keep 0.2" in said
+    assert "memory: about" in said
+    assert run(models, "--base", "base", "one", "two", "--method", "tsv_m", "--dry-run") == 0
+    assert "2 models" in capsys.readouterr().out
+    assert not (adapters / "out").exists()
+
+
+def test_bad_input_is_one_line_and_exit_code_2_before_any_work(adapters, capsys, monkeypatch):
+    TaskVector({"w.weight": LowRank(torch.ones(2, 1), torch.ones(1, 2))}).to_adapter(adapters / "other", base="x/y")
+    save_file({"w": torch.ones(2)}, adapters / "w.safetensors")
+    monkeypatch.setattr("saftnb.merging.files.execute", None)
+    ties = ("--method", "ties")
+    for arguments, message in (
+        (("mnist", "dtd"), "--method is missing"),
+        (("mnist", *ties), "takes two models or more, got 1"),
+        (("mnist", "nowhere", *ties), "nowhere: no such file or folder"),
+        (("mnist", "dtd", "--method", "tiez"), "there is no merge method 'tiez'; allowed are average"),
+        (("mnist", "dtd", *ties, "--space", "knot"), "there is no merge space 'knot'; allowed are core"),
+        (("mnist", "dtd", *ties, "--keep", "2"), "ties: keep = 2.0 is not allowed (keep: number in (0, 1]"),
+        (("mnist", "dtd", *ties, "--keep", "x"), "--keep x: not a float"),
+        (("mnist", "dtd", *ties, "--kep", "1"), "ties has no hyperparameter 'kep'; allowed are keep"),
+        (("mnist", "dtd", *ties, "--keep"), "--keep: not an option with a value"),
+        (("mnist", "dtd", *ties, "--rank", "0"), "--rank is 0"),
+        (("mnist", "dtd", "--method", "fisher"), "fisher needs statistics"),
+        (("mnist", "other", *ties), "adapters of different base models"),
+        (("mnist", "w.safetensors", *ties), "of adapters, "),
+        (("w.safetensors", "w.safetensors", *ties), "is a full model: --base names the model"),
+        (("--base", "w.safetensors", "base", "base", *ties), "weights of another model"),
+        (("--base", "base", "other", "other", *ties), "an adapter for another model"),
+    ):
+        assert run(adapters, *arguments) == 2, arguments
+        said = capsys.readouterr().err
+        assert message in said, (arguments, said)
+        assert said.count("\n") == 1
+    assert not (adapters / "out").exists()
+
+
+def test_any_base_merges_what_names_different_bases_and_says_so(adapters, capsys):
+    config = adapters / "dtd" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "some/other"}))
+    assert run(adapters, "mnist", "dtd", "--method", "average") == 2
+    said = capsys.readouterr().err
+    assert "of some/other" in said
+    assert "--any-base merges them all the same" in said
+    assert run(adapters, "mnist", "dtd", "--method", "average", "--any-base") == 0
+    assert "of some/other" in (adapters / "out" / "README.md").read_text()
+
+
+def test_the_folder_appears_whole_or_not_at_all(adapters, monkeypatch, capsys):
+    (adapters / "out").mkdir()
+    (adapters / "out" / "mine.txt").write_text("keep me")
+    assert run(adapters, "mnist", "dtd", "--method", "average") == 2
+    assert "out is there already; --force replaces it" in capsys.readouterr().err
+
+    def fail(*_):
+        raise OSError(28, "No space left on device", "README.md")
+
+    monkeypatch.setattr("saftnb.merging.files._readme", fail)
+    assert run(adapters, "mnist", "dtd", "--method", "average", "--force") == 2
+    assert "No space left" in capsys.readouterr().err
+    assert [path.name for path in (adapters / "out").iterdir()] == ["mine.txt"]
+    assert not [path for path in adapters.iterdir() if path.name.startswith(".out")]
+    monkeypatch.undo()
+    assert run(adapters, "mnist", "dtd", "--method", "average", "--force") == 0
+    assert not (adapters / "out" / "mine.txt").exists()
+
+
+def test_a_model_with_nan_is_named_and_leaves_nothing(models, capsys):
+    state = load_file(models / "two" / "model.safetensors")
+    name = next(name for name in state if name.endswith("pre_layrnorm.weight"))
+    state[name][3] = torch.nan
+    save_file(state, models / "two" / "model.safetensors", metadata={"format": "pt"})
+    for method in ("ties", "tsv_m"):
+        assert run(models, "--base", "base", "one", "two", "--method", method) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "pre_layrnorm.weight' of" in said
+        assert "has NaN or infinite values" in said
+        assert not (models / "out").exists()
+
+
+def test_the_list_names_every_method_and_space(capsys):
+    assert main(["merge", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert "  ties(keep: number in (0, 1], default 0.2; scale: number any finite, default 1.0;" in said
+    assert "  knots(cutoff" in said
+    assert len(said.splitlines()) == 2 + 10 + 3
+
+
+def test_a_tensor_file_is_safetensors_and_refuses_what_was_not_announced(tmp_path):
+    state = {"b": torch.randn(3, 2).bfloat16(), "a": torch.arange(4), "none": torch.zeros(0, 3)}
+    file = TensorFile(tmp_path / "w.safetensors", {name: (v.dtype, v.shape) for name, v in state.items()})
+    with file:
+        for name, value in state.items():
+            file.write(name, value)
+    due = {"b": (torch.bfloat16, torch.Size([3, 2]))}
+    with pytest.raises(ValueError, match="'b' is due, torch.bfloat16"), TensorFile(tmp_path / "x", due) as other:
+        other.write("a", state["a"])
+    found = load_file(tmp_path / "w.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    with pytest.raises(ValueError, match="'b' was never written"), TensorFile(tmp_path / "y", due):
+        pass
+    with pytest.raises(FileExistsError), new_folder(tmp_path):
+        pass
+
+
+def test_layers_that_one_adapter_lacks_and_heads_are_told(tmp_path, capsys):
+    torch.manual_seed(0)
+    from transformers import AutoModelForSequenceClassification
+
+    for name, targets in (("rte", ["q_proj"]), ("snli", ["q_proj", "v_proj"])):
+        model = AutoModelForSequenceClassification.from_config(LLAMA)
+        adapted(model, tmp_path / name, target_modules=targets, task_type="SEQ_CLS")
+    assert run(tmp_path, "rte", "snli", "--method", "average") == 0
+    said = capsys.readouterr().err
+    assert "rte has no 'model.layers.0.self_attn.v_proj.weight' and 1 more" in said
+    assert "classification heads stay with their tasks and are not merged: rte, snli" in said
+    AutoModel.from_config(LLAMA).save_pretrained(tmp_path / "tower")
+    assert run(tmp_path, "--base", "tower", "rte", "snli", "--method", "average", "--force") == 0
+    assert all(name.startswith("layers.") for name in load_adapter(tmp_path / "out"))
+
+
+def test_a_plan_is_checked_and_not_begun(adapters):
+    planned = plan([str(adapters / "mnist"), str(adapters / "dtd")], adapters / "out", "ties", values={"keep": 0.5})
+    assert planned.values == {"keep": 0.5, "scale": 1.0, "aggregate": "mean"}
+    assert not (adapters / "out").exists()
