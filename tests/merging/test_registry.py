@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from saftnb.merging import LowRank, TaskVector, merge, methods, registry
-from saftnb.merging.deltas import is_finite
+from saftnb.delta import is_finite
 from saftnb.merging.registry import Hyperparameter, Range
 
 
