@@ -49,10 +49,12 @@ def lowest_rank(delta: Delta, rank: int | None = None) -> LowRank:
     `WHOLE` rows and columns is not searched for a low rank unless `rank` is given: it is written as it is, times the
     identity.
     """
-    size = min(delta.shape)
+    size, least = min(delta.shape), max(delta.shape) * torch.finfo(torch.float32).eps
     if isinstance(delta, LowRank):
         if delta.B.shape[1] >= size:
             return lowest_rank(delta.dense(), rank)
+        if rank is None and _has_full_rank(delta, least):
+            return delta
         left, upper = torch.linalg.qr(delta.B.double())
         right, lower = torch.linalg.qr(delta.A.T.double())
         u, values, vt = torch.linalg.svd(upper @ lower.T, full_matrices=False)
@@ -62,7 +64,15 @@ def lowest_rank(delta: Delta, rank: int | None = None) -> LowRank:
         return LowRank(eye, delta) if delta.shape[0] == size else LowRank(delta, eye)
     else:
         u, values, vt = torch.linalg.svd(delta.double(), full_matrices=False)
-    kept = int((values > max(delta.shape) * torch.finfo(torch.float32).eps * values[:1]).sum())
+    kept = int((values > least * values[:1]).sum())
     kept = max(1, kept if rank is None else min(kept, rank))
     root = values[:kept].sqrt()
     return LowRank(u[:, :kept] * root, root[:, None] * vt[:kept]).to(delta.dtype)
+
+
+def _has_full_rank(delta: LowRank, least: float) -> bool:
+    """Whether every component of B A counts: from the small BᵀB and A Aᵀ, whose product has the squared values."""
+    values, vectors = torch.linalg.eigh((delta.B.T @ delta.B).double())
+    root = vectors * values.clamp(min=0).sqrt()
+    squares = torch.linalg.eigvalsh(root.T @ (delta.A @ delta.A.T).double() @ root)
+    return bool(squares[0] > (10 * least) ** 2 * squares[-1])  # well above: float32's products have their own rounding

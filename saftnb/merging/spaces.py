@@ -23,6 +23,7 @@ from saftnb.task_vector import Delta, LowRank, TaskVector
 # singular vectors alone. EVERY_SPACE stands for the space in tables and figures.
 SAME_IN_EVERY_SPACE = frozenset({"average", "task_arithmetic", "iso_c", "iso_cts", "tsv_m"})
 EVERY_SPACE = "the same in all"
+LARGE = 2**20  # entries of a layer's representations above which KnOTS's stay factored, for their memory
 Represented = tuple[list[TaskVector], Callable[[TaskVector], TaskVector]]
 
 
@@ -47,13 +48,17 @@ def knots(
     """
     turned = axis == "rows"
 
-    def back(shared: Tensor, merged: Tensor, dtype: torch.dtype) -> LowRank:
-        found = LowRank(shared, merged).to(dtype)
+    def back(shared: Tensor, merged: Delta, dtype: torch.dtype) -> LowRank:
+        low = isinstance(merged, LowRank)
+        found = (LowRank(shared @ merged.B, merged.A) if low else LowRank(shared, merged)).to(dtype)
         return _turned(found) if turned else found
 
-    def decompose(deltas: Sequence[Delta]) -> tuple[list[Tensor], Callable[[Tensor], LowRank]]:
-        shared, parts = joint_svd([_turned(delta) for delta in deltas] if turned else deltas, cutoff)
-        return parts, lambda merged: back(shared, merged, promoted_dtype(deltas))
+    def decompose(deltas: Sequence[Delta]) -> tuple[list[Delta], Callable[[Delta], LowRank]]:
+        shared, parts = _joint_factors([_turned(delta) for delta in deltas] if turned else deltas, cutoff)
+        large = sum(part.numel() for part in parts) > LARGE
+        dtype = promoted_dtype(deltas, at_least=torch.float32)
+        found = [part.to(dtype) if large else part.dense().to(dtype) for part in parts]
+        return found, lambda merged: back(shared, merged, promoted_dtype(deltas))
 
     return _by_matrix(vectors, decompose)
 
@@ -91,14 +96,21 @@ def _basis(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def joint_svd(deltas: Sequence[Delta], cutoff: float = 1e-5) -> tuple[Tensor, list[Tensor]]:
     """U and R_1 … R_n of [Δ_1 … Δ_n] = U [R_1 … R_n], by the factored form of its SVD.
 
-    QR of [B_1 … B_n] = Q R and of every A_tᵀ = Q_t L_t leaves the SVD u Σ vᵀ of the small matrix
-    [R⁽¹⁾L_1ᵀ | … | R⁽ⁿ⁾L_nᵀ]; then U = Q u and R_t = Σ v⁽ᵗ⁾ᵀ Q_tᵀ. Ranks may differ.
-
     Args:
         deltas: one a task, (O, I) each. cutoff: singular values above it are kept.
 
     Returns:
         U (O, k), and for each task R_t (k, I), in the deltas' dtype, float32 at least.
+    """
+    shared, parts = _joint_factors(deltas, cutoff)
+    return shared, [part.dense().to(shared.dtype) for part in parts]
+
+
+def _joint_factors(deltas: Sequence[Delta], cutoff: float) -> tuple[Tensor, list[LowRank]]:
+    """U, and every R_t as its factors Σ v⁽ᵗ⁾ᵀ (k, r_t) and Q_tᵀ (r_t, I), these in float64.
+
+    QR of [B_1 … B_n] = Q R and of every A_tᵀ = Q_t L_t leaves the SVD u Σ vᵀ of the small matrix
+    [R⁽¹⁾L_1ᵀ | … | R⁽ⁿ⁾L_nᵀ]; then U = Q u and R_t = Σ v⁽ᵗ⁾ᵀ Q_tᵀ. Ranks may differ.
     """
     dtype = promoted_dtype(deltas, at_least=torch.float32)
     factors = [_factors(delta) for delta in deltas]
@@ -110,7 +122,8 @@ def joint_svd(deltas: Sequence[Delta], cutoff: float = 1e-5) -> tuple[Tensor, li
     kept = values > cutoff
     scaled = values[kept, None] * vt[kept]
     parts = scaled.split([q.shape[1] for q, _ in own], dim=1)
-    return (basis @ u[:, kept]).to(dtype), [(part @ q.T).to(dtype) for part, (q, _) in zip(parts, own, strict=True)]
+    pairs = zip(parts, own, strict=True)
+    return (basis @ u[:, kept]).to(dtype), [LowRank(part, q.T) for part, (q, _) in pairs]
 
 
 def _factors(delta: Delta) -> tuple[Tensor, Tensor]:

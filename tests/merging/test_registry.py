@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from saftnb.merging import LowRank, TaskVector, merge, methods, registry
 from saftnb.delta import is_finite
+from saftnb.merging import LowRank, TaskVector, merge, methods, registry
 from saftnb.merging.registry import Hyperparameter, Range
 
 

@@ -1,5 +1,7 @@
 """The merge spaces, against dense definitions in NumPy, and with adapters of awkward shapes and values."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -233,3 +235,20 @@ def test_the_order_of_the_tasks_does_not_matter(method, space):
     vectors = [TaskVector({"w": low_rank(generator, 14, 11, rank)}) for rank in (2, 3, 2)]
     one, other = (merge(given, method, space=space)["w"].dense() for given in (vectors, vectors[::-1]))
     assert (one - other).norm() < 1e-9 * one.norm()
+
+
+def test_large_layers_stay_factored_in_knots_basis_and_merge_the_same(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    vectors = [
+        TaskVector({"w": LowRank(torch.randn(20, 3, generator=generator), torch.randn(3, 30, generator=generator))})
+        for _ in range(3)
+    ]
+    dense = represent(vectors, "knots")
+    small = {m: dense.merge(m) for m in ("ties", "task_arithmetic", "tsv_m", "iso_c", "average")}
+    assert all(isinstance(part["w"], torch.Tensor) for part in dense.vectors)
+    monkeypatch.setattr(sys.modules["saftnb.merging.spaces"], "LARGE", 0)  # the room has a function of that name
+    factored = represent(vectors, "knots")
+    assert all(isinstance(part["w"], LowRank) and part["w"].B.shape[1] == 3 for part in factored.vectors)
+    for method, wanted in small.items():
+        found = factored.merge(method)
+        torch.testing.assert_close(found["w"].dense(), wanted["w"].dense(), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,80 @@
+"""`saftnb merge` on six adapters of Llama-3-8B's shapes (rank 16 on q, k, v, o of 32 layers): seconds and peak memory.
+
+    python tests/bench/merge_files.py
+
+Beside it PEFT's own sum of the same products ("cat"), on a model without weights, which is all that it does alike.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+SHAPES = {"q": (4096, 4096), "k": (1024, 4096), "v": (1024, 4096), "o": (4096, 4096)}
+LAYERS, RANK, TASKS = 32, 16, 6
+
+
+def write_adapter(folder: Path, seed: int) -> None:
+    """An adapter with random factors in PEFT's format."""
+    generator, state = torch.Generator().manual_seed(seed), {}
+    for layer in range(LAYERS):
+        for name, (out, into) in SHAPES.items():
+            key = f"base_model.model.model.layers.{layer}.self_attn.{name}_proj"
+            state[f"{key}.lora_A.weight"] = torch.randn(RANK, into, generator=generator) / 64
+            state[f"{key}.lora_B.weight"] = torch.randn(out, RANK, generator=generator) / 64
+    folder.mkdir()
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": [f"{n}_proj" for n in SHAPES]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def measured(command: list[str]) -> tuple[float, float]:
+    """Seconds, and the largest resident memory in GiB of the process."""
+    code = f"import subprocess, resource, sys; done = subprocess.run({command!r}, capture_output=True, text=True); "
+    code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr); "
+    code += "print(done.stderr[-500:]) if done.returncode else None; sys.exit(done.returncode)"
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    seconds = time.monotonic() - start
+    if done.returncode:
+        sys.exit(done.stdout)
+    return seconds, int(done.stderr.split()[-1]) / 2**20
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for task in range(TASKS):
+            write_adapter(folder / f"task{task}", task)
+        nothing, base = measured([sys.executable, "-c", "import saftnb.merging.files"])
+        print(f"starting Python with torch: {nothing:.1f} s, {base:.2f} GiB")
+        adapters = [str(folder / f"task{task}") for task in range(TASKS)]
+        for label, options in (
+            ("ties in knots", ["--method", "ties", "--space", "knots", "--keep", "0.2", "--scale", "0.6"]),
+            ("task arithmetic", ["--method", "task_arithmetic", "--scale", "0.3"]),
+            ("tsv_m", ["--method", "tsv_m"]),
+        ):
+            command = [
+                sys.executable,
+                "-m",
+                "saftnb",
+                "merge",
+                *adapters,
+                *options,
+                "--force",
+                "-o",
+                str(folder / "out"),
+            ]
+            seconds, peak = measured(command)
+            print(f"saftnb merge, {label}: {seconds:.1f} s, {peak:.2f} GiB at most")
+
+
+if __name__ == "__main__":
+    main()
+    print(f"this process itself: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
