@@ -203,21 +203,28 @@ class _Reader:
 
 
 class _Safetensors(_Reader):
+    """Opened anew for each tensor: what was read is mapped memory, which counts as this process's while it is open."""
+
     def __init__(self, file: Path):
+        self._path = file
         try:
-            self._file = safe_open(file, framework="pt")
+            with safe_open(file, framework="pt") as opened:
+                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+                self._shapes = {name: torch.Size(part.get_shape()) for name, part in slices.items()}
+                self._dtypes = {name: part.get_dtype() for name, part in slices.items()}
         except SafetensorError as error:
             raise ValueError(f"{file} is not a whole safetensors file: {error}") from None
-        self.names = list(self._file.keys())
+        self.names = list(self._shapes)
 
     def tensor(self, name: str) -> Tensor:
-        return self._file.get_tensor(name)
+        with safe_open(self._path, framework="pt") as opened:
+            return opened.get_tensor(name)
 
     def shape(self, name: str) -> torch.Size:
-        return torch.Size(self._file.get_slice(name).get_shape())
+        return self._shapes[name]
 
     def dtype(self, name: str) -> torch.dtype:
-        written = self._file.get_slice(name).get_dtype()
+        written = self._dtypes[name]
         return _DTYPES[written] if written in _DTYPES else self.tensor(name).dtype
 
 

@@ -216,7 +216,7 @@ def _bits(value: float, dtype: torch.dtype) -> int:
 def _bracket(vector: TaskVector, k: int, spans: Sequence[Span], dtype: torch.dtype) -> tuple[float, float]:
     """The values of a sample four standard errors of a rank below and above its own k-th magnitude."""
     step = max(1, vector.numel() // SAMPLE)
-    sample = torch.cat([read(vector, span, dtype)[::step] for span in spans]).abs_()
+    sample = torch.cat([read(vector, span, dtype)[::step].clone() for span in spans]).abs_()  # a view keeps it all
     share, size = k / vector.numel(), len(sample)
     error = 4 * (share * (1 - share) / size) ** 0.5 + 1 / size
     ranks = [min(max(round(size * s), 1), size) for s in (share - error, share + error)]

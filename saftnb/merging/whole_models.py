@@ -24,7 +24,7 @@ from saftnb.progress import progress_bar
 from saftnb.task_vector import TaskVector
 
 ELEMENTWISE = frozenset({"average", "task_arithmetic", "ties"})  # of which a part of a tensor can be merged
-SPAN = 2**22  # entries that these look at together
+SPAN = 2**19  # entries that these look at together
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 

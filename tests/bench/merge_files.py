@@ -1,8 +1,8 @@
-"""`saftnb merge` on six adapters of Llama-3-8B's shapes (rank 16 on q, k, v, o of 32 layers): seconds and peak memory.
+"""`saftnb merge`: seconds and peak memory, mapped files included.
+
+On six adapters of Llama-3-8B's shapes (rank 16 on q, k, v, o of 32 layers), and on two whole models.
 
     python tests/bench/merge_files.py
-
-Beside it PEFT's own sum of the same products ("cat"), on a model without weights, which is all that it does alike.
 """
 
 import json
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 SHAPES = {"q": (4096, 4096), "k": (1024, 4096), "v": (1024, 4096), "o": (4096, 4096)}
 LAYERS, RANK, TASKS = 32, 16, 6
+TENSORS, SIDE = 24, 4096  # of the whole models: 1.6 GB each in float32
 
 
 def write_adapter(folder: Path, seed: int) -> None:
@@ -32,6 +33,11 @@ def write_adapter(folder: Path, seed: int) -> None:
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": [f"{n}_proj" for n in SHAPES]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def write_model(file: Path, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    save_file({f"layer{n}.weight": torch.randn(SIDE, SIDE, generator=generator) for n in range(TENSORS)}, file)
 
 
 def measured(command: list[str]) -> tuple[float, float]:
@@ -72,7 +78,15 @@ def main() -> None:
                 str(folder / "out"),
             ]
             seconds, peak = measured(command)
-            print(f"saftnb merge, {label}: {seconds:.1f} s, {peak:.2f} GiB at most")
+            print(f"saftnb merge, adapters, {label}: {seconds:.1f} s, {peak:.2f} GiB at most")
+        for name in ("base", "one", "two"):
+            write_model(folder / f"{name}.safetensors", len(name))
+        models = [str(folder / f"{name}.safetensors") for name in ("one", "two")]
+        for method in ("task_arithmetic", "ties"):
+            given = ["--base", str(folder / "base.safetensors"), *models, "--method", method, "--force"]
+            seconds, peak = measured([sys.executable, "-m", "saftnb", "merge", *given, "-o", str(folder / "out")])
+            size = f"{TENSORS * SIDE**2 * 4 / 1e9:.1f} GB"
+            print(f"saftnb merge, two models of {size}, {method}: {seconds:.1f} s, {peak:.2f} GiB at most")
 
 
 if __name__ == "__main__":
