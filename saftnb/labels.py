@@ -14,6 +14,8 @@ LABELS = {
     "ftlo+saft": "attention only with SAFT (ftlo+saft)",
     "lora": "LoRA (lora)",
     "lora+saft": "LoRA with SAFT (lora+saft)",
+    "published:fusionbench": "FusionBench's models",
+    "published:knots": "KnOTS's adapters",
     "average": "average",
     "task_arithmetic": "task arithmetic",
     "ties": "TIES",

@@ -11,19 +11,29 @@ import datasets
 import numpy as np
 import torch
 from open_clip import CLIP
+from peft import LoraConfig, get_peft_model
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordLevelTrainer
-from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+)
 
+from saftnb.formats import open_clip_name, tower_state
 from saftnb.suites.nli6 import PAIR_SOURCES, hub_splits
 from saftnb.suites.vision8 import SOURCES, prompts
 
 TRAIN, TEST, SIDE = 60, 25, 32
+TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 MODEL = {
     "embed_dim": 24, "quick_gelu": True,
     "vision_cfg": {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
@@ -121,6 +131,46 @@ def write_nli(root: Path) -> None:
     write_language_model(root)
 
 
+def write_published(root: Path) -> None:
+    """Models in the forms in which FusionBench and KnOTS published theirs, saved by transformers and peft themselves:
+    the stand-in backbone, moved a little; adapters as pickles of plain tensors, the language models' without a head."""
+    vision = MODEL["vision_cfg"]
+    config = CLIPVisionConfig(
+        hidden_size=vision["width"], intermediate_size=4 * vision["width"], num_hidden_layers=vision["layers"],
+        num_attention_heads=vision["width"] // vision["head_width"], image_size=SIDE, patch_size=vision["patch_size"],
+        projection_dim=MODEL["embed_dim"], hidden_act="quick_gelu",
+    )  # fmt: skip
+    base = tower_state(load_file(root / "backbones" / "ViT-B-32" / "open_clip_model.safetensors"))
+    for number, task in enumerate(SOURCES):
+        hub = task.replace("cars", "stanford-cars")
+        generator = torch.Generator().manual_seed(number)
+        model = CLIPVisionModel(config)
+        state = model.state_dict()
+        for name in [name for name in state if "position_ids" not in name]:
+            state[name] = base[open_clip_name(name)]
+        model.load_state_dict(state)
+        write_adapter(model, root, f"KnOTS-ViT-B-32_lora_R16_{hub.replace('-', '_')}", generator, TARGETS)
+        model = CLIPVisionModel(config)
+        model.load_state_dict({n: v + 0.02 * torch.randn(v.shape, generator=generator) for n, v in state.items()})
+        model.save_pretrained(root / "published" / "fusionbench" / f"clip-vit-base-patch32_{hub}")
+    for number, task in enumerate(PAIR_SOURCES):
+        generator = torch.Generator().manual_seed(number)
+        model = LlamaForSequenceClassification.from_pretrained(root / "models" / "tiny-llama", num_labels=3)
+        write_adapter(model, root, f"KnOTS-Llama3_8B_lora_R16_{task}", generator, (*TARGETS[:3], "o_proj"))
+
+
+def write_adapter(model, root: Path, name: str, generator: torch.Generator, targets) -> None:
+    """PEFT's LoRA on a model, with random factors, as adapter_config.json and adapter_model.bin alone."""
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=4, target_modules=list(targets)))
+    for key, p in adapted.named_parameters():
+        if "lora_" in key:
+            p.data = 0.05 * torch.randn(p.shape, generator=generator)
+    folder = root / "published" / "knots" / name
+    adapted.save_pretrained(folder)
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+
+
 def write_all(root: Path) -> None:
     """Everything that `load_suite("vision8")` needs, with a `sizes.json` that states its sizes, and `write_nli`."""
     write_nli(root)
@@ -131,6 +181,7 @@ def write_all(root: Path) -> None:
     sizes = {task: {"train": TRAIN, "test": TEST} for task in SOURCES}
     (root / "vision8" / "sizes.json").write_text(json.dumps(sizes))
     write_backbone(root)
+    write_published(root)
 
 
 if __name__ == "__main__":

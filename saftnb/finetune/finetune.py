@@ -9,6 +9,7 @@ from torch import Tensor
 
 from saftnb.backbones import require_bf16, resolve_device
 from saftnb.finetune import store
+from saftnb.finetune.published import Published, read_published
 from saftnb.finetune.recipe import Recipe
 from saftnb.finetune.recipe import recipe as named_recipe
 from saftnb.finetune.resume import load_state, save_state
@@ -31,7 +32,7 @@ def describe(suite: Suite | PairSuite, task: str, plan: Recipe, seed: int, devic
 def finetune(
     suite: Suite | PairSuite,
     task: str,
-    recipe: Recipe | str = "sgd",
+    recipe: Recipe | Published | str = "sgd",
     seed: int = 0,
     *,
     device: str = "auto",
@@ -40,7 +41,7 @@ def finetune(
     """Fine-tune the suite's backbone on one task, or load the result if it was trained before.
 
     Args:
-        recipe: a `Recipe`, or the name of one.
+        recipe: a `Recipe`, or the name of one; a `Published`, for which nothing is trained.
         seed: decides the order of the data and the crops; θ0 is the same for all.
         progress: show a bar while training.
 
@@ -52,6 +53,8 @@ def finetune(
     """
     plan = named_recipe(recipe, suite) if isinstance(recipe, str) else recipe
     where = resolve_device(device)
+    if isinstance(plan, Published):
+        return read_published(suite, task, plan, device=where, progress=progress)
     if plan.precision == "bf16":
         require_bf16(where)
     inputs = describe(suite, task, plan, seed, where)

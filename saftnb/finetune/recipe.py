@@ -4,6 +4,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+from saftnb.finetune.published import PREFIX, Published
+
 OPTIMIZERS = ("adamw", "sam", "asam", "asam-kwon")
 SCOPES = ("full", "attention", "tangent", "lora")
 CLIPS = ("both", "first")
@@ -226,19 +228,22 @@ _RECIPES["thimble"] = [
 ]
 
 
-def recipe(name: str, suite, **changes) -> Recipe:
+def recipe(name: str, suite, **changes) -> "Recipe | Published":
     """A named recipe for a suite (a `Suite` or its name), with fields replaced by `changes`.
 
     "sgd" is the papers' name for the plain baseline, which is AdamW; "saft" is ASAM around AdamW. "ftts" and "ftlo"
     train the tangent model and the attention weights alone, "lora" adapters; "ftts+saft", "ftlo+saft" and "lora+saft"
     the same with ASAM. "sam" and "asam-kwon" are the other sharpness-aware steps. Controls: "sgd-2x" takes as many
     gradients as "saft", "sgd-wd0" has no weight decay; see also `matched`. A name may carry changes, and is then the
-    name of the recipe with all of them: "saft@lr=3e-4,rho=0.1".
+    name of the recipe with all of them: "saft@lr=3e-4,rho=0.1". "published:SOURCE" stands for models of others, see
+    `saftnb.finetune.published`.
 
     Raises:
         ValueError: unknown recipe, suite or field, or a value that is no number.
     """
     suite_name = suite if isinstance(suite, str) else suite.name
+    if name.startswith(PREFIX):
+        return Published(name.removeprefix(PREFIX))
     if suite_name not in _RECIPES:
         raise ValueError(f"no recipes for suite {suite_name!r}; suites: {', '.join(_RECIPES)}")
     named = {plan.name: plan for plan in _RECIPES[suite_name]}
