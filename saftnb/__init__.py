@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 # name -> its room, and what it is called there where that differs; "" is the room itself
 _DOORS = {
     "load_suite": ("saftnb.suites", "load_suite"),
+    "plans": ("saftnb.finetune", "plans"),
     "recipe": ("saftnb.finetune", "recipe"),
     "finetune": ("saftnb.finetune", ""),  # a room that can be called
     "task_vector": ("saftnb.task_vector", ""),  # as well

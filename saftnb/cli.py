@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument(
         "--backbone", action="append", metavar="NAME", help="of vision8, may be given again (default: ViT-B-32)"
     )
+    fetch.add_argument("--models", default="", metavar="SOURCE", help="published models: fusionbench or knots")
     fetch.set_defaults(command=_fetch)
     merge = commands.add_parser(
         "merge", help="merge adapters or models of your own, from files to files",
@@ -190,7 +191,8 @@ def _fetch(options: argparse.Namespace) -> int:
     with _refusing(ValueError, OSError, RuntimeError):
         from saftnb.prepare import fetch
 
-        fetch(options.suite, **({"backbones": options.backbone} if options.backbone else {}))
+        given = {"backbones": options.backbone, "models": options.models}
+        fetch(options.suite, **{name: value for name, value in given.items() if value})
     return 0
 
 

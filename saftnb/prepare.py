@@ -11,9 +11,16 @@ import torch
 
 from saftnb.backbones.openai import FILES, OPENAI_BACKBONES, has_weights, weights_folder
 from saftnb.backbones.sequence import minilm_folder
+from saftnb.formats import hub, open_checkpoint, read_adapter
+from saftnb.formats.adapter import is_adapter
 from saftnb.paths import data_root
 from saftnb.suites import nli6, sources, vision8
 
+# Published models: suite, source, backbone (of language models none: KnOTS's are of Llama-3-8B)
+MODELS = (
+    ("vision8", "fusionbench", "ViT-B-32"), ("vision8", "knots", "ViT-B-32"), ("vision8", "fusionbench", "ViT-B-16"),
+    ("vision8", "fusionbench", "ViT-L-14"), ("vision8", "knots", "ViT-L-14"), ("nli6", "knots", ""),
+)  # fmt: skip
 PICTURE = 224  # pixels a side of all of OpenAI's backbones here
 
 SHARED_MEMORY = 2  # GiB that are enough for eight workers with batches of 128 pictures of 224 pixels
@@ -35,6 +42,7 @@ def doctor() -> pd.DataFrame:
         _decoded(),
     ]
     rows += map(_pairs, nli6.PAIR_SOURCES)
+    rows += [_models(*group) for group in MODELS]
     columns = ["what", "state", "size", "command", "why"]
     return pd.DataFrame([row + ("",) * (len(columns) - len(row)) for row in rows], columns=columns).set_index("what")
 
@@ -107,6 +115,21 @@ def _pairs(name: str) -> tuple[str, ...]:
     return f"nli6/{name}", *_on_the_hub(source.hub, "dataset", patterns, "saftnb fetch nli6", why, nli6.REVISION)
 
 
+def _models(suite: str, source: str, backbone: str) -> tuple[str, ...]:
+    ids = _model_ids(suite, source, backbone)
+    here = sum(hub.is_here(hub.published_folder(source, repository)) for repository in ids)
+    what = f"models of {source}, {backbone or 'Llama-3-8B'}"
+    if here == len(ids):
+        return (what, "ready", f"{here} models")
+    command = f"saftnb fetch {suite} --models {source}" + (f" --backbone {backbone}" if backbone else "")
+    return what, "missing", "", command, f"{here} of {len(ids)} are here; nothing needs them but published-*.yaml"
+
+
+def _model_ids(suite: str, source: str, backbone: str) -> list[str]:
+    tasks = vision8.SOURCES if suite == "vision8" else nli6.PAIR_SOURCES
+    return [hub.hub_id(source, backbone, task) for task in tasks]
+
+
 def _on_the_hub(
     repository: str, kind: str, patterns: Sequence[str], command: str, why: str, revision: str | None = None
 ) -> tuple[str, ...]:
@@ -124,13 +147,18 @@ def _decoded() -> tuple[str, ...]:
     return "decoded test pictures", state, f"{pictures * 3 * PICTURE**2 / 2**30:.1f} GiB"
 
 
-def fetch(suite: str, backbones: Sequence[str] = ("ViT-B-32",)) -> None:
+def fetch(suite: str, backbones: Sequence[str] = ("ViT-B-32",), models: str = "") -> None:
     """Bring what a suite needs and is not here yet, and check it. What is here and whole is not asked for again.
+
+    Args:
+        models: "fusionbench" or "knots": bring their models for this suite and these backbones, and nothing else.
 
     Raises:
         ValueError: unknown suite or backbone, too little disk, or files that do not add up after the download.
         RuntimeError: a download failed; run again, it goes on where it stopped.
     """
+    if models:
+        return _fetch_models(suite, models, backbones)
     if suite == "nli6":
         return _fetch_nli(() if backbones == ("ViT-B-32",) else backbones)
     if suite != "vision8":
@@ -149,6 +177,25 @@ def fetch(suite: str, backbones: Sequence[str] = ("ViT-B-32",)) -> None:
             _bring(name)
         count = vision8.sizes(name)
         print(f"{name}: ready, {count['train']:,} train and {count['test']:,} test pictures", flush=True)
+
+
+def _fetch_models(suite: str, source: str, backbones: Sequence[str]) -> None:
+    known = [group for group in MODELS if group[:2] == (suite, source)]
+    if not known:
+        pairs = ", ".join(sorted({f"{one} --models {other}" for one, other, _ in MODELS}))
+        raise ValueError(f"no published models {source!r} for {suite!r}; there are: {pairs}")
+    wanted = [backbone for _, _, backbone in known if not backbone or backbone in backbones]
+    if not wanted:
+        raise ValueError(f"{source} has no models of {', '.join(backbones)}; of {', '.join(b for _, _, b in known)}")
+    for backbone in wanted:
+        for repository in _model_ids(suite, source, backbone):
+            folder = hub.published_folder(source, repository)
+            if not hub.is_here(folder):
+                _download(repository, "model", folder, hub.FILES)
+                if not hub.is_here(folder):
+                    raise ValueError(f"{repository}: the download is complete, but has no weights that we read")
+            read_adapter(folder) if is_adapter(folder) else open_checkpoint(folder)  # one line where it is not whole
+            print(f"{repository}: ready", flush=True)
 
 
 def _fetch_nli(models: Sequence[str]) -> None:

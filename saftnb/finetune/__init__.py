@@ -9,13 +9,14 @@ from types import ModuleType
 from typing import Any
 
 from saftnb.finetune.finetune import TaskVectors, finetune, task_vectors
-from saftnb.finetune.recipe import Recipe, matched, recipe
+from saftnb.finetune.published import Published
+from saftnb.finetune.recipe import Recipe, matched, plans, recipe
 from saftnb.finetune.sharpness_aware import SharpnessAware, ascent_step
 from saftnb.finetune.store import FineTuned
 
 __all__ = [
-    "FineTuned", "Recipe", "SharpnessAware", "TaskVectors", "ascent_step", "finetune", "matched", "recipe",
-    "task_vectors",
+    "FineTuned", "Published", "Recipe", "SharpnessAware", "TaskVectors", "ascent_step", "finetune", "matched", "plans",
+    "recipe", "task_vectors",
 ]  # fmt: skip
 
 

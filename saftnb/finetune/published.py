@@ -5,7 +5,6 @@ KnOTS's adapters, and "published:FOLDER" for a folder with a subfolder a task. N
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +17,14 @@ from saftnb.evaluate import hits
 from saftnb.finetune import store
 from saftnb.formats.adapter import is_adapter, read_adapter
 from saftnb.formats.checkpoint import find, open_checkpoint
+from saftnb.formats.hub import SOURCES, hub_id, is_here, published_folder
 from saftnb.formats.names import tower_state
-from saftnb.paths import data_root
 from saftnb.suites import PairSuite, Suite
 from saftnb.task_vector import TaskVector
 
 PREFIX = "published:"
 PROBE_PAIRS = 2000  # training pairs, at most, from which a missing head is fitted
 READING_VERSION = 1  # raise it whenever a change of this code changes what is read
-_FUSIONBENCH = {
-    "ViT-B-32": "clip-vit-base-patch32", "ViT-B-16": "clip-vit-base-patch16", "ViT-L-14": "clip-vit-large-patch14",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,12 +40,12 @@ class Published:
     @property
     def name(self) -> str:
         """How tables call it."""
-        return f"{PREFIX}{self.source}" if self.source in HUB else f"{PREFIX}{Path(self.source).name}"
+        return f"{PREFIX}{self.source}" if self.source in SOURCES else f"{PREFIX}{Path(self.source).name}"
 
     @property
     def scope(self) -> str:
         """ "lora" for adapters, "full" for models; of a folder, by what lies in it."""
-        if self.source in HUB:
+        if self.source in SOURCES:
             return "lora" if self.source == "knots" else "full"
         folders = [path for path in find(self.source).iterdir() if path.is_dir()]
         return "lora" if any(map(is_adapter, folders)) else "full"
@@ -63,44 +59,21 @@ class Published:
         return {"name": self.name.replace(":", "-"), "rho": None, "scope": self.scope}
 
 
-def _fusionbench(suite: Suite, task: str) -> str:
-    return f"tanganke/{_FUSIONBENCH[suite.backbone.name]}_{'stanford-cars' if task == 'cars' else task}"
-
-
-def _knots(suite: Suite | PairSuite, task: str) -> str:
-    if isinstance(suite, PairSuite):
-        return f"hoffman-lab/KnOTS-Llama3_8B_lora_R16_{task}"
-    return f"hoffman-lab/KnOTS-{suite.backbone.name}_lora_R16_{'stanford_cars' if task == 'cars' else task}"
-
-
-# source -> the id on the hub of a suite's task
-HUB: dict[str, Callable[[Suite | PairSuite, str], str]] = {"fusionbench": _fusionbench, "knots": _knots}
-
-
-def published_folder(source: str, repository: str) -> Path:
-    """Where `saftnb fetch … --models` puts a published model."""
-    return data_root() / "published" / source / repository.rpartition("/")[2]
-
-
 def where(suite: Suite | PairSuite, task: str, source: str) -> Path:
     """The folder of a task's model.
 
     Raises:
         FileNotFoundError: it is not here. ValueError: nobody published it for this backbone.
     """
-    if source not in HUB:
+    if source not in SOURCES:
         folder = Path(source).expanduser() / task
         if not folder.exists():
             raise FileNotFoundError(f"{folder}: no such folder; models takes a folder with a subfolder for each task")
         return folder
-    try:
-        repository = HUB[source](suite, task)
-    except KeyError:
-        known = ", ".join(_FUSIONBENCH)
-        raise ValueError(f"{source} has no models of {suite.backbone.name}; it has them of {known}") from None
+    repository = hub_id(source, suite.backbone.name, task)
     here = published_folder(source, repository)
     try:
-        return here if here.exists() else find(repository)
+        return here if is_here(here) else find(repository)
     except FileNotFoundError:
         command = f"saftnb fetch {suite.name} --models {source}"
         raise FileNotFoundError(f"{repository} is not here; `{command}` brings it") from None

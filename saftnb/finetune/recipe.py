@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from saftnb.finetune.published import PREFIX, Published
@@ -259,6 +260,19 @@ def recipe(name: str, suite, **changes) -> "Recipe | Published":
         large = {"weight_decay": 1e-4} if named[base].scope == "lora" else {"accumulate": 4}
         changes = {**large, **changes}
     return dataclasses.replace(named[base], **changes)
+
+
+def plans(suite, recipes: Sequence[str], *, steps: int = 0, models: str = "") -> "dict[str, Recipe | Published]":
+    """The recipes of these names by their names, in so many steps (0: their own). With `models` ("fusionbench", "knots"
+    or a folder with a subfolder a task) models of others stand in for them all: one entry, nothing to train.
+
+    Raises:
+        ValueError: as `recipe`.
+    """
+    if models:
+        found = Published(models)
+        return {found.name: found}
+    return {name: recipe(name, suite).shortened(steps) for name in recipes}
 
 
 def _written_changes(name: str, written: str) -> dict[str, int | float]:

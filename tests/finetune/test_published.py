@@ -10,6 +10,7 @@ import saftnb as sn
 from saftnb.evaluate import suite_hits
 from saftnb.finetune import TaskVectors, finetune, published, recipe
 from saftnb.finetune.published import Published, linear_probe
+from saftnb.formats.hub import hub_id
 from saftnb.merging import LowRank, merge
 from saftnb.suites import load_suite
 from tests.standins import write_all
@@ -37,7 +38,7 @@ def test_fusionbenchs_models_are_experts_like_trained_ones(data):
     suite = load_suite("vision8")
     experts = sn.task_vectors(suite, "published:fusionbench")
     assert list(experts) == list(suite.tasks)
-    name = published.HUB["fusionbench"](suite, "cars")
+    name = hub_id("fusionbench", "ViT-B-32", "cars")
     assert name == "tanganke/clip-vit-base-patch32_stanford-cars"
     theirs = CLIPVisionModel.from_pretrained(data / "published" / "fusionbench" / name.split("/")[1]).eval()
     tower = suite.tower(experts["cars"])
@@ -100,7 +101,7 @@ def test_what_is_not_here_or_not_published_is_one_line(data, monkeypatch, tmp_pa
     monkeypatch.setenv("SAFTNB_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="`saftnb fetch vision8 --models fusionbench` brings it"):
         finetune(suite, "mnist", "published:fusionbench")
-    with pytest.raises(ValueError, match="fusionbench has no models of pocket-0; it has them of ViT-B-32"):
+    with pytest.raises(ValueError, match="fusionbench has published no models of pocket-0 for digits"):
         finetune(load_suite("thimble"), "digits", "published:fusionbench")
     with pytest.raises(FileNotFoundError, match="nowhere/digits: no such folder"):
         finetune(load_suite("thimble"), "digits", Published("nowhere"))

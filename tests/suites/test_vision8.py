@@ -263,10 +263,13 @@ def test_doctor_prints_one_table(data, capsys, monkeypatch):
     pairs = [f"nli6/{name}" for name in PAIR_SOURCES]
     assert [line.split()[0] for line in lines[1:]] == [
         "device", "memory", "disk", "pocket", "pocket-nli's", "ViT-B-32", "ViT-B-16", "ViT-L-14", *vision8.SOURCES,
-        "decoded", *pairs,
+        "decoded", *pairs, *["models"] * 6,
     ]  # fmt: skip
     ready = {line.split()[0] for line in lines if " ready " in f"{line} "}
-    assert ready == {"pocket", "pocket-nli's", "ViT-B-32", *vision8.SOURCES, *pairs}
+    assert ready == {"pocket", "pocket-nli's", "ViT-B-32", *vision8.SOURCES, *pairs, "models"}
+    models = [line for line in lines if line.startswith("models of")]
+    assert [" ready " in line for line in models] == [True, True, False, False, False, True]
+    assert "saftnb fetch vision8 --models fusionbench --backbone ViT-B-16" in models[2]
     assert "saftnb fetch vision8 --backbone ViT-L-14" in lines[8]
     published = sum(source.test for source in vision8.SOURCES.values())
     assert published == 8041 + 1880 + 2700 + 12630 + 10000 + 6300 + 19850 + 26032
@@ -382,3 +385,33 @@ def test_one_training_step_at_the_real_shapes_of_vit_b_32(name):
     assert 0 < training.step() < 100
     moved = {key for key, p in tower.named_parameters() if not torch.equal(before[key], p)}
     assert len(moved) == (48 if name.startswith("ftlo") else len(before))
+
+
+def test_fetch_brings_published_models_and_checks_them(data, monkeypatch, capsys):
+    """A hub that has one model: what is here is not asked for, what comes is looked into, failures are one line."""
+    folder = data / "published" / "knots"
+    whole = folder / "KnOTS-ViT-B-32_lora_R16_svhn"
+    kept = data / "hub"
+    whole.rename(kept)
+    asked = []
+
+    def snapshot_download(repository, *, repo_type, local_dir, allow_patterns):
+        asked.append(repository)
+        for file in kept.iterdir():
+            shutil.copy(file, Path(local_dir) / file.name)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr(prepare, "_hub_size", lambda *_: 10)
+    assert cli.main(["fetch", "vision8", "--models", "knots"]) == 0
+    assert asked == ["hoffman-lab/KnOTS-ViT-B-32_lora_R16_svhn"]
+    assert capsys.readouterr().out.count(": ready") == len(vision8.SOURCES)
+    (whole / "adapter_model.bin").unlink()
+    (kept / "adapter_model.bin").write_bytes(b"no adapter")
+    assert cli.main(["fetch", "vision8", "--models", "knots"]) == 2
+    assert "adapter_model.bin is no" in capsys.readouterr().err
+    for words, message in (
+        (["vision8", "--models", "other"], "no published models 'other' for 'vision8'; there are: nli6 --models knots"),
+        (["vision8", "--models", "knots", "--backbone", "ViT-B-16"], "knots has no models of ViT-B-16; of ViT-B-32"),
+    ):
+        assert cli.main(["fetch", *words]) == 2
+        assert message in capsys.readouterr().err
