@@ -103,6 +103,19 @@ def test_coefficient_curves_draw_the_chosen_keep_only():
     assert "keep 40%" in figure.axes[0].get_legend().get_texts()[0].get_text()
 
 
+def test_merging_comparison_of_one_recipe_shows_its_accuracies_by_task():
+    rows = [
+        {"model": model, "recipe": "published:fusionbench", "seed": 0, "a": value, "b": value, "mean": value}
+        for model, value in (("individual", 90.0), ("ties", 60.0), ("average", 50.0), ("zero-shot", 40.0))
+    ]
+    scores = pd.DataFrame(rows).set_index(["model", "recipe", "seed"])
+    figure = plots.merging_comparison(scores, "published:fusionbench", None)
+    left, right = figure.axes
+    assert [text.get_text() for text in left.get_yticklabels()] == ["zero-shot", "average", "TIES", "individual"]
+    assert left.get_title(loc="left") == "FusionBench's models"
+    assert "60.0" in [text.get_text() for text in right.texts]
+
+
 def test_merging_comparison_shows_differences_in_points_from_worst_to_best():
     rows = [
         {"model": m, "recipe": r, "seed": seed, "digits": a, "mean": a - 1}

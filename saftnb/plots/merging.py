@@ -41,14 +41,17 @@ def coefficient_curves(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def merging_comparison(scores: pd.DataFrame, base: str = "sgd", sharp: str = "saft") -> Figure:
+def merging_comparison(scores: pd.DataFrame, base: str = "sgd", sharp: str | None = "saft") -> Figure:
     """The headline: mean accuracy of every model, base and SAFT, from worst to best, and where they differ by task.
 
     Args:
         scores: accuracy in %, index (model, recipe, seed); a column a task, and "mean".
-        base, sharp: the two recipes; models that one of them lacks are left out. Bars span the seeds.
+        base, sharp: the two recipes; models that one of them lacks are left out. Bars span the seeds. Without `sharp`
+            the base alone, its accuracies by task on the right.
     """
     scores = scores.sort_index()
+    if sharp is None:
+        return _one_recipe(scores.xs(base, level="recipe"), base)
     means = scores.groupby(["model", "recipe"]).mean().unstack("recipe").swaplevel(axis=1)
     order = means[base]["mean"].where(means[sharp]["mean"].notna()).dropna().sort_values().index
     ends = [model for model in ("zero-shot",) if model in order], [m for m in ("ensemble", "individual") if m in order]
@@ -83,6 +86,24 @@ def merging_comparison(scores: pd.DataFrame, base: str = "sgd", sharp: str = "sa
         ax=right, cbar=False, linewidths=1, annot_kws={"fontsize": 9},
     )  # fmt: skip
     right.set(title=f"{LABELS.get(sharp, sharp)} minus {LABELS.get(base, base)}, points, by task", xlabel="", ylabel="")
+    right.tick_params(length=0, labelrotation=0)
+    right.grid(False)
+    return figure
+
+
+def _one_recipe(scores: pd.DataFrame, recipe: str) -> Figure:
+    means = scores.groupby("model").mean()
+    ends = [model for model in ("ensemble", "individual") if model in means.index]
+    merged = means.drop(index=["zero-shot", *ends], errors="ignore").sort_values("mean")
+    table = pd.concat([means.loc[[m for m in ("zero-shot",) if m in means.index]], merged, means.loc[ends]])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.4 + 0.44 * len(table)), width_ratios=(1, 1.15))
+    left.plot(table["mean"], range(len(table)), marker_of(recipe), color=colour_of(recipe), markersize=8)
+    left.set(yticks=range(len(table)), yticklabels=[LABELS.get(model, model) for model in table.index])
+    left.set(xlabel="mean test accuracy over tasks, %", title=LABELS.get(recipe, recipe))
+    left.set_ylim(len(table) - 0.4, -0.6)
+    shown = table.rename(index=LABELS)
+    sns.heatmap(shown, annot=True, fmt=".1f", cmap="viridis", vmin=0, vmax=100, ax=right, cbar=False, linewidths=1)
+    right.set(title="by task, %", xlabel="", ylabel="")
     right.tick_params(length=0, labelrotation=0)
     right.grid(False)
     return figure
