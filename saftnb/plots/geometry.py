@@ -57,13 +57,15 @@ def block_linearity(frame: pd.DataFrame) -> Figure:
     """Distance from linear after every block, its difference between two recipes, and the coefficient.
 
     A thin line or a dot is a pair of tasks (mean of its seeds), a thick one the mean of all; the bar of a difference
-    is Student's 95 % interval over the seeds, where there are several. Columns recipe (two), seed, pair, block,
-    distance, coefficient.
+    is Student's 95 % interval over the seeds, where there are several. Columns recipe (two; of one there is no
+    difference to show), seed, pair, block, distance, coefficient.
     """
-    base, sharp = dict.fromkeys(frame["recipe"])
-    figure, axes = plt.subplots(1, 3, figsize=(11.4, 3.3))
-    for axis, value in ((axes[0], "distance"), (axes[2], "coefficient")):
-        for recipe in (base, sharp):
+    recipes = list(dict.fromkeys(frame["recipe"]))
+    base, sharp = recipes[0], recipes[-1]
+    panels = 3 if sharp != base else 2
+    figure, axes = plt.subplots(1, panels, figsize=(3.8 * panels, 3.3))
+    for axis, value in ((axes[0], "distance"), (axes[-1], "coefficient")):
+        for recipe in recipes:
             part, colour = frame[frame["recipe"] == recipe], colour_of(recipe)
             axis.plot(
                 part.pivot_table(index="block", columns="pair", values=value), color=colour, alpha=0.3, linewidth=0.8
@@ -73,21 +75,21 @@ def block_linearity(frame: pd.DataFrame) -> Figure:
     gaps = frame.pivot_table(index=["block", "seed", "pair"], columns="recipe", values="distance")
     gaps = gaps[sharp] - gaps[base]
     scatter = np.random.default_rng(0)
-    for block, part in gaps.groupby("block"):
+    for block, part in gaps.groupby("block") if sharp != base else ():
         pairs, (mean, low, high) = part.groupby("pair").mean(), seed_interval(part.groupby("seed").mean())
         axes[1].plot(block + scatter.uniform(-0.2, 0.2, len(pairs)), pairs, ".", color=QUIET, alpha=0.7)
         reach = None if np.isnan(low) else [[mean - low], [high - mean]]
         axes[1].errorbar(
             block, mean, yerr=reach, fmt=marker_of(sharp), color=colour_of(sharp), linewidth=2.2, capsize=4
         )
-    for axis, linear in zip(axes, (0, 0, 1), strict=True):
+    for axis, linear in zip(axes, (0, 0, 1)[-panels:], strict=True):
         axis.axhline(linear, color=INK, linewidth=0.8)
         axis.set(xlabel="transformer block", xticks=sorted(frame["block"].unique()))
     axes[0].set(title="cosine distance", ylabel="1 − cos(A, B), 0: linear")
-    axes[1].set(
+    axes[1].set(  # of one recipe the last panel, which gets its own words below
         title=f"{LABELS.get(sharp, sharp)} minus {LABELS.get(base, base)}", ylabel="difference, below 0: more linear"
     )
-    axes[2].set(title="coefficient", ylabel="⟨A, B⟩ / ‖B‖², 1: linear")
+    axes[-1].set(title="coefficient", ylabel="⟨A, B⟩ / ‖B‖², 1: linear")
     axes[0].legend(loc="upper left", fontsize=8)
     return figure
 
