@@ -148,7 +148,7 @@ def measured_hours(grid: Grid, todo: set[str], say: Callable[[str], None] = prin
     if not any(run.gradients for run in runs) or not all(run.gradients or run.budget for run in runs):
         return ""
     from saftnb.backbones import OPENAI_BACKBONES, POCKET_BACKBONES, resolve_device
-    from saftnb.finetune import recipe
+    from saftnb.finetune import Published, recipe
     from saftnb.finetune.measure import flops_per_second, gradient_flops, pair_flops_per_second, pair_gradient_flops
     from saftnb.suites.nli6 import NLI6_BACKBONE
 
@@ -159,6 +159,8 @@ def measured_hours(grid: Grid, todo: set[str], say: Callable[[str], None] = prin
             firsts = {"vision8": OPENAI_BACKBONES, "nli6": (NLI6_BACKBONE,)}.get(given["suite"], POCKET_BACKBONES)
             names = [given.get("recipe"), *given.get("recipes", []), given.get("base_recipe"), given.get("low_rank")]
             plan = recipe(next((name for name in names if name), "sgd"), given["suite"])
+            if isinstance(plan, Published):  # not trained here: a plain step of its scope is timed
+                plan = recipe("lora" if plan.scope == "lora" else "sgd", given["suite"])
             kinds.append((given["backbone"] or next(iter(firsts)), plan))
             pairs = given["suite"] == "nli6"
             each = pair_gradient_flops(kinds[-1][0]) if pairs else gradient_flops(kinds[-1][0], plan.scope)
