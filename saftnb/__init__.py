@@ -41,8 +41,13 @@ def __getattr__(name: str) -> Any:
     if name not in _DOORS:
         raise AttributeError(f"module 'saftnb' has no attribute {name!r}")
     room, there = _DOORS[name]
-    found = import_module(room)
-    globals()[name] = getattr(found, there) if there else found
+    try:
+        found = import_module(room)
+        globals()[name] = getattr(found, there) if there else found
+    except ModuleNotFoundError as error:
+        from saftnb.extras import missing
+
+        raise ModuleNotFoundError(f"sn.{name}: {missing(error)}", name=error.name) from error
     return globals()[name]
 
 

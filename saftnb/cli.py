@@ -30,6 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _Refused as refused:
         print(f"saftnb: {refused}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        from saftnb.extras import extra_of, missing
+
+        if not extra_of(error.name or ""):
+            raise
+        print(f"saftnb: {missing(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("saftnb: stopped", file=sys.stderr)
         return 130

@@ -41,11 +41,12 @@ def test_the_makefile_installs_the_same_extra():
 
 
 def test_the_packages_that_the_project_promises_are_dependencies():
+    extras = PROJECT["optional-dependencies"]
     names = {requirement_name(line) for line in PROJECT["dependencies"]}
-    names |= {requirement_name(line) for line in PROJECT["optional-dependencies"]["test"]}
+    names |= {requirement_name(line) for extra in ("full", "notebooks", "test") for line in extras[extra]}
     promised = {"jupyterlab", "papermill", "torch", "open_clip_torch", "peft", "matplotlib", "seaborn", "pandas"}
     assert promised | {"nbval", "pytest"} <= names
-    assert set(PROJECT["optional-dependencies"]) == {"test", "cluster", "pretrain"}
+    assert set(extras) == {"full", "notebooks", "test", "cluster", "pretrain"}
 
 
 def test_importing_the_library_needs_neither_cuda_nor_the_pre_training_packages():
@@ -55,9 +56,9 @@ def test_importing_the_library_needs_neither_cuda_nor_the_pre_training_packages(
 
 
 def test_rooms_import_only_from_rooms_above_them():
-    order = ["labels", "paths", "run_folder", "progress", "delta", "task_vector", "formats", "reference", "render",
-             "backbones", "suites", "prepare", "evaluate", "scores", "finetune", "merging", "analysis", "plots",
-             "batch", "publish", "cli"]  # fmt: skip
+    order = ["labels", "extras", "paths", "run_folder", "progress", "delta", "task_vector", "formats", "reference",
+             "render", "backbones", "suites", "prepare", "evaluate", "scores", "finetune", "merging", "analysis",
+             "plots", "batch", "publish", "cli"]  # fmt: skip
     for path in (ROOT / "saftnb").rglob("*.py"):
         room = path.relative_to(ROOT / "saftnb").parts[0].removesuffix(".py")
         if room.startswith("__"):

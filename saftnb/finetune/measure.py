@@ -20,7 +20,7 @@ from saftnb.backbones import (
     set_checkpointing,
     unfuse_attention,
 )
-from saftnb.finetune.recipe import Recipe
+from saftnb.finetune.recipes import Recipe
 from saftnb.finetune.train import Training, prepare_scope
 from saftnb.suites import Split, Task
 from saftnb.suites.nli6 import NLI6_BACKBONE

@@ -22,7 +22,7 @@ from saftnb.backbones import (
     threads,
 )
 from saftnb.evaluate import hits
-from saftnb.finetune.recipe import Recipe
+from saftnb.finetune.recipes import Recipe
 from saftnb.finetune.resume import Saves
 from saftnb.finetune.sharpness_aware import SharpnessAware
 from saftnb.progress import progress_bar

@@ -41,14 +41,15 @@ def write_model(
         ValueError: values that are not finite, in a model or in the result.
     """
     shapes = merged_shapes(base, tuned)
-    lazy = [LazyVector(base, one, shapes) for one in tuned]
+    shared = _LastRead(base)
+    lazy = [LazyVector(shared, one, shapes) for one in tuned]
     piece = _elementwise(method, values, lazy, shapes) if method in ELEMENTWISE else None
     with progress_bar(total=len(base), desc="merging", disable=not progress) as bar:
         for file in base.files:
             held = {name: (base.dtype(name), base.shape(name)) for name in base.shards()[file.name]}
             with TensorFile(folder / _out_name(file), held) as target:
                 for name in held:
-                    value, twin = base[name], _twin(base, name)
+                    value, twin = shared[name], _twin(base, name)
                     if twin in shapes:
                         value = _moved(value, twin, lazy, piece, method, values)
                     target.write(name, value)
@@ -112,15 +113,29 @@ class _Difference:
         return found
 
 
+class _LastRead:
+    """A checkpoint's tensors, of which a thread keeps the one that it read last: all models share the base's."""
+
+    def __init__(self, found: Checkpoint):
+        self._found, self._kept = found, threading.local()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if getattr(self._kept, "name", None) != name:
+            self._kept.name, self._kept.value = None, None  # free the old one first
+            self._kept.name, self._kept.value = name, self._found[name]
+        return self._kept.value
+
+
 class LazyVector(TaskVector):
     """A model's task vector on the disk: a difference is made when its name is asked for; a thread keeps its last."""
 
-    def __init__(self, base: Checkpoint, tuned: Mapping[str, Tensor], shapes: Mapping[str, Size]):
+    def __init__(self, base: Checkpoint | _LastRead, tuned: Mapping[str, Tensor], shapes: Mapping[str, Size]):
         self._base, self._tuned, self._shapes, self._kept = base, tuned, shapes, threading.local()
 
     def __getitem__(self, name: str) -> _Difference:
         if getattr(self._kept, "name", None) != name:
             path = getattr(getattr(self._tuned, "found", None), "path", "a model")
+            self._kept.name, self._kept.value = None, None  # free the old one first
             value = _Difference(self._base[name], self._tuned.get(name), f"{name!r} of {path}")
             self._kept.name, self._kept.value = name, value
         return self._kept.value

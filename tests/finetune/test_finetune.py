@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(suite, fresh_sto
 
 
 def test_everything_that_decides_the_result_is_in_the_fingerprint(suite):
-    from saftnb.finetune.finetune import describe
+    from saftnb.finetune.experts import describe
 
     base = describe(suite, "digits", plan(), 0, CPU)
     others = [

@@ -10,8 +10,8 @@ from torch import Tensor
 from saftnb.backbones import require_bf16, resolve_device
 from saftnb.finetune import store
 from saftnb.finetune.published import Published, read_published
-from saftnb.finetune.recipe import Recipe
-from saftnb.finetune.recipe import recipe as named_recipe
+from saftnb.finetune.recipes import Recipe
+from saftnb.finetune.recipes import recipe as named_recipe
 from saftnb.finetune.resume import load_state, save_state
 from saftnb.finetune.train import CPU_THREADS, Training
 from saftnb.suites import PairSuite, Suite
