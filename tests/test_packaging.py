@@ -118,6 +118,7 @@ def test_the_results_quote_only_numbers_of_the_kept_evidence():
 @pytest.mark.parametrize(
     ("title", "lines_"),
     [
+        ("Does that depend on the learning rate?", 1),
         ("Why: what the analyses say here", 5),
         ("Does KnOTS's basis help here?", 6),
         ("What do learned coefficients bring?", 1),
