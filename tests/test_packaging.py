@@ -177,6 +177,17 @@ def test_the_kept_evidence_is_what_its_notebook_shows():
         assert interval_text((line["mean"], line["low"], line["high"])) in shown
 
 
+def test_the_readme_says_what_both_regimes_found():
+    text, folder = " ".join((ROOT / "README.md").read_text().split()), ROOT / "reports" / "pocket-seeds"
+    first = pd.read_csv(folder / "primary.csv").set_index(["recipe", "group"]).loc[("saft", "all backbones")]
+    low, high = -first["low"], first["high"]
+    behind = f"{-first['mean']:.1f} percentage points behind AdamW's"
+    assert f"{behind} (95 % interval: {low:.1f} behind to {high:.1f} ahead)" in text
+    second = pd.read_csv(folder / "second_regime.csv").set_index("outcome").iloc[0]
+    assert f"SAFT is {second['mean']:.1f} points ahead ({second['low']:.1f} to {second['high']:.1f};" in text
+    assert second["verdict"] == "above 0"
+
+
 def test_each_event_in_the_guides_table_has_the_test_that_it_names():
     table = (GUIDE / "grids.md").read_text().split("| what happens |")[1].split("\n\n")[0]
     tests = "".join(path.read_text() for path in (ROOT / "tests" / "batch").glob("test_*.py"))

@@ -28,8 +28,8 @@ def intervals(measured: Mapping[str, pd.Series], *, draws: int = 10_000) -> pd.D
         measured: key -> the numbers, index (backbone, seed). Only seeds that every backbone has are counted.
 
     Returns:
-        a row for each key; columns mean, low, high (see `hierarchical_bootstrap`), and least, most: the lowest and the
-        highest mean of a backbone.
+        a row for each key; columns mean, low, high (see `hierarchical_bootstrap`), least, most (the lowest and the
+        highest mean of a backbone) and seeds.
 
     Raises:
         ValueError: a number that is not finite, or no seed that every backbone has.
@@ -40,8 +40,8 @@ def intervals(measured: Mapping[str, pd.Series], *, draws: int = 10_000) -> pd.D
         if table.empty or not all(map(math.isfinite, numbers)):
             raise ValueError(f"{key}: a measured number is not finite, or no seed was run on every backbone")
         means = table.mean(axis=1)
-        rows[key] = (*hierarchical_bootstrap(table, draws=draws), means.min(), means.max())
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high", "least", "most"])
+        rows[key] = (*hierarchical_bootstrap(table, draws=draws), means.min(), means.max(), table.shape[1])
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high", "least", "most", "seeds"])
 
 
 def calibrate(facts: pd.DataFrame, measured: Mapping[str, pd.Series], *, draws: int = 10_000) -> pd.DataFrame:
@@ -57,7 +57,7 @@ def calibrate(facts: pd.DataFrame, measured: Mapping[str, pd.Series], *, draws: 
         "carries over"   the interval and each backbone's mean lie inside the fact's range
         "does not"       they all lie outside of it, on one side
         "not clear"      anything else; "nothing to compare" where the fact has no range, "not measured" where we have
-                         no number
+                         no number, "one seed, no verdict" where there is one
 
     Returns:
         the facts with columns mean, low, high, here (these three as text: two digits where there is no unit, else
@@ -74,11 +74,12 @@ def calibrate(facts: pd.DataFrame, measured: Mapping[str, pd.Series], *, draws: 
         if key not in measured:
             words[key] = ("", "not measured")
             continue
-        mean, low, high, least, most = found.loc[key]
+        mean, low, high, least, most, seeds = found.loc[key]
         here = interval_text((mean, low, high), 1 if fact["unit"] else 2)
         if math.isfinite(fact["to"] - fact["from"]) or math.isnan(fact["from"]):
             here = here.replace("+", "")
-        words[key] = here, _verdict(fact["from"], fact["to"], min(low, least), max(high, most))
+        said = _verdict(fact["from"], fact["to"], min(low, least), max(high, most))
+        words[key] = here, said if seeds > 1 else "one seed, no verdict"
     table = facts.join(found[["mean", "low", "high"]])
     return table.join(pd.DataFrame.from_dict(words, orient="index", columns=["here", "verdict"]))
 

@@ -38,6 +38,7 @@ def test_a_fact_carries_over_where_interval_and_backbones_lie_in_its_range():
     assert verdict(numbers([20, 21], [42, 43]), 33, 53) == "not clear"
     assert verdict(numbers([0, 0], [90, 90]), 33, 53) == "not clear"  # outside, but on both sides
     assert verdict(numbers([1, 2], [2, 3]), math.nan, math.nan) == "nothing to compare"
+    assert verdict(numbers([1], [2])) == "one seed, no verdict"
 
 
 def test_one_backbone_of_many_that_disagrees_is_enough_for_no_verdict():
