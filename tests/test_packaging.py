@@ -118,6 +118,7 @@ def test_the_results_quote_only_numbers_of_the_kept_evidence():
 @pytest.mark.parametrize(
     ("title", "lines_"),
     [
+        ("What carries over from the papers' size?", 1),
         ("Does that depend on the learning rate?", 1),
         ("Why: what the analyses say here", 5),
         ("Does KnOTS's basis help here?", 6),
@@ -186,6 +187,21 @@ def test_the_readme_says_what_both_regimes_found():
     second = pd.read_csv(folder / "second_regime.csv").set_index("outcome").iloc[0]
     assert f"SAFT is {second['mean']:.1f} points ahead ({second['low']:.1f} to {second['high']:.1f};" in text
     assert second["verdict"] == "above 0"
+
+
+def test_the_readme_says_what_carries_over():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    cells = json.loads((ROOT / "notebooks" / "15_pocket_and_published.ipynb").read_text())["cells"]
+    outputs = " ".join(text for cell in cells for out in cell.get("outputs", []) for text in _texts(out))
+    shown = " ".join(re.sub("<[^>]+>", " ", outputs).split())
+    verdict = "(carries over|does not|not clear)"
+    here, said = re.search(rf"TSV-M recovers about 85 ([\d.]+) \(.*?\) % \d {verdict}", shown).groups()
+    assert f"TSV-M {float(here):.0f} % where about 85 % are published" in text
+    assert said == "does not"
+    steps = ("Task arithmetic beats the average", "TIES beats task arithmetic", "Iso-C beats TIES", "TSV-M beats TIES")
+    for step in steps:  # "in the published order"
+        found = re.search(rf"{step} \S+(?: \S+)? \S+ \([^)]*\) points \d {verdict}", shown)
+        assert found[1] == "carries over", step
 
 
 def test_each_event_in_the_guides_table_has_the_test_that_it_names():

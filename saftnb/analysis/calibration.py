@@ -87,6 +87,7 @@ def calibrate(facts: pd.DataFrame, measured: Mapping[str, pd.Series], *, draws: 
 def _verdict(start: float, end: float, low: float, high: float) -> str:
     if math.isnan(start):
         return "nothing to compare"
-    if start <= low and high <= end:
+    slack = 1e-9 * max(abs(low), abs(high), 1e-3)  # an end of the range counts, whatever a mean's last digit is
+    if start - slack <= low and high <= end + slack:
         return "carries over"
     return "does not" if high < start or low > end else "not clear"

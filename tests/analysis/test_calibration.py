@@ -39,6 +39,8 @@ def test_a_fact_carries_over_where_interval_and_backbones_lie_in_its_range():
     assert verdict(numbers([0, 0], [90, 90]), 33, 53) == "not clear"  # outside, but on both sides
     assert verdict(numbers([1, 2], [2, 3]), math.nan, math.nan) == "nothing to compare"
     assert verdict(numbers([1], [2])) == "one seed, no verdict"
+    assert verdict(numbers([0.1 + 0.2 - 0.1, 0.2], [0.15, 0.25]), 0.2, 0.4) == "not clear"  # 0.15 is in the interval
+    assert verdict(numbers([0.3 - 0.1] * 2, [0.25] * 2), 0.2, 0.4) == "carries over"  # 0.3 − 0.1 is below 0.2
 
 
 def test_one_backbone_of_many_that_disagrees_is_enough_for_no_verdict():
