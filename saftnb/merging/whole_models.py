@@ -82,7 +82,7 @@ def _elementwise(
 ) -> Callable[[Span], Tensor]:
     """A function that gives the merged entries of a span."""
     if method == "ties":
-        workers = min(len(lazy), torch.get_num_threads())
+        workers = 1  # each would hold tensors of its own
         election = hold_election(lazy, _spans(shapes), keep=values["keep"], workers=workers)
         rest = {name: value for name, value in values.items() if name != "keep"}
         return lambda span: merge_piece(lazy, election, span, **rest)
