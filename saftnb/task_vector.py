@@ -29,7 +29,7 @@ from saftnb.delta import Delta, LowRank, dense, finite, is_finite, require_float
 
 KEY, FORMAT = "saftnb", "task vector, version 1"  # one entry: safetensors writes several in a random order
 FACTORS = ("::B", "::A")  # the suffixes under which a file holds the two factors of a LowRank
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm
 
 
 class TaskVector(Mapping[str, Delta]):
@@ -69,7 +69,7 @@ class TaskVector(Mapping[str, Delta]):
         deltas, first, statistics = {}, {}, []
         for name in base:
             before, after = base[name], tuned[name]
-            if name.rpartition(".")[2] in _STATISTICS:
+            if name.rpartition(".")[2] in STATISTICS:
                 statistics += [] if torch.equal(before, after) else [name]
             elif before.is_floating_point() and after.is_floating_point():
                 for value, where in ((before, "base"), (after, "tuned")):

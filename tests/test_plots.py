@@ -300,3 +300,12 @@ def test_the_map_of_coefficients_goes_from_input_to_output():
     assert [text.get_text() for text in axis.texts] == ["0.20", "0.40", "0.00", "−0.10", "0.20"]
     low, high = axis.images[0].get_clim()
     assert (low + high) / 2 == pytest.approx(0.2)
+
+
+def test_block_linearity_of_one_recipe_has_no_difference_to_show():
+    rows = [
+        {"recipe": "sgd", "seed": 0, "pair": pair, "block": block, "distance": 0.1 * block, "coefficient": 1.0}
+        for pair in ("a, b", "a, c") for block in (1, 2)
+    ]  # fmt: skip
+    titles = [axis.get_title(loc="left") for axis in plots.block_linearity(pd.DataFrame(rows)).axes]
+    assert titles == ["cosine distance", "coefficient"]

@@ -54,7 +54,7 @@ def finetune(
     plan = named_recipe(recipe, suite) if isinstance(recipe, str) else recipe
     where = resolve_device(device)
     if isinstance(plan, Published):
-        return read_published(suite, task, plan, device=where, progress=progress)
+        return read_published(suite, task, plan, device=where)
     if plan.precision == "bf16":
         require_bf16(where)
     inputs = describe(suite, task, plan, seed, where)

@@ -79,9 +79,7 @@ def where(suite: Suite | PairSuite, task: str, source: str) -> Path:
         raise FileNotFoundError(f"{repository} is not here; `{command}` brings it") from None
 
 
-def read_published(
-    suite: Suite | PairSuite, task: str, plan: Published, *, device: torch.device, progress: bool = True
-) -> store.FineTuned:
+def read_published(suite: Suite | PairSuite, task: str, plan: Published, *, device: torch.device) -> store.FineTuned:
     """A task's model of others as a store entry, by the hash of its files.
 
     The task vector has the weights that the files have: a CLIPVisionModel has no projection, so none is merged. Of

@@ -21,11 +21,10 @@ from saftnb.merging.merge import merge
 from saftnb.merging.spans import Span
 from saftnb.merging.ties import hold_election, merge_piece
 from saftnb.progress import progress_bar
-from saftnb.task_vector import TaskVector
+from saftnb.task_vector import STATISTICS, TaskVector
 
 ELEMENTWISE = frozenset({"average", "task_arithmetic", "ties"})  # of which a part of a tensor can be merged
 SPAN = 2**19  # entries that these look at together
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def write_model(
@@ -168,7 +167,7 @@ def merged_shapes(base: Checkpoint, tuned: Sequence[Mapping[str, Tensor]]) -> di
         for name in base
         if any(name in one for one in tuned)
         and base.dtype(name).is_floating_point
-        and name.rpartition(".")[2] not in _STATISTICS
+        and name.rpartition(".")[2] not in STATISTICS
         and _twin(base, name) == name
     }
 
