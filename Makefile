@@ -23,7 +23,7 @@ test: $(READY) lint
 	rm -rf $(THIMBLE)
 	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/saftnb grid tests/thimble-seeds.yaml --runs $(RUNS)
 	$(BIN)/python tests/thimble_notebooks.py $(THIMBLE) $(RUNS)/thimble-seeds
-	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/python -m pytest -n 2 --dist loadfile -v --nbval-lax \
+	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/python -m pytest -p tests.tools.private_kernels -n 2 --dist loadfile -v --nbval-lax \
 		--nbval-current-env --nbval-cell-timeout=300 $(THIMBLE)
 	rm -rf $(STANDINS) $(RUNS)/standins
 	$(BIN)/python tests/standins.py $(STANDINS)
