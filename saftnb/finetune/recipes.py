@@ -264,14 +264,18 @@ def recipe(name: str, suite, **changes) -> "Recipe | Published":
 
 def plans(suite, recipes: Sequence[str], *, steps: int = 0, models: str = "") -> "dict[str, Recipe | Published]":
     """The recipes of these names by their names, in so many steps (0: their own). With `models` ("fusionbench", "knots"
-    or a folder with a subfolder a task) models of others stand in for them all: one entry, nothing to train.
+    or a folder with a subfolder a task; several with commas between) models of others stand in for them all: an entry
+    for each, nothing to train.
 
     Raises:
-        ValueError: as `recipe`.
+        ValueError: as `recipe`, or two folders have one name.
     """
     if models:
-        found = Published(models)
-        return {found.name: found}
+        found = [Published(source.strip()) for source in models.split(",")]
+        names = [one.name for one in found]
+        if len(set(names)) < len(names):
+            raise ValueError(f"models: tables could not tell {' from '.join(names)}; give the folders names of their own")
+        return dict(zip(names, found, strict=True))
     return {name: recipe(name, suite).shortened(steps) for name in recipes}
 
 

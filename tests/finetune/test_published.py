@@ -126,3 +126,12 @@ def suite_zero(suite):
     name = suite.backbone.layers[0]
     shape = suite.backbone.model.get_parameter(name).shape
     return TaskVector({name: LowRank(torch.zeros(shape[0], 1), torch.zeros(1, shape[1]))})
+
+
+def test_several_sets_of_models_are_several_recipes(tmp_path):
+    suite = load_suite("vision8")
+    found = sn.plans(suite, ["lora", "lora+saft"], models=f"{tmp_path}/plain, {tmp_path}/flat")
+    assert list(found) == ["published:plain", "published:flat"]
+    assert [plan.source for plan in found.values()] == [f"{tmp_path}/plain", f"{tmp_path}/flat"]
+    with pytest.raises(ValueError, match="give the folders names of their own"):
+        sn.plans(suite, [], models="a/models,b/models")
