@@ -190,12 +190,26 @@ def _fetch_models(suite: str, source: str, backbones: Sequence[str]) -> None:
     for backbone in wanted:
         for repository in _model_ids(suite, source, backbone):
             folder = hub.published_folder(source, repository)
-            if not hub.is_here(folder):
+            why = _model_fault(folder)
+            if why is not None:
+                print(f"{repository}: {why}", flush=True)
+                for file in folder.glob("*.*"):  # or the hub's client would take them for whole
+                    file.unlink()
                 _download(repository, "model", folder, hub.FILES)
-                if not hub.is_here(folder):
-                    raise ValueError(f"{repository}: the download is complete, but has no weights that we read")
-            read_adapter(folder) if is_adapter(folder) else open_checkpoint(folder)  # one line where it is not whole
+                why = _model_fault(folder)
+                if why is not None:
+                    raise ValueError(f"{repository}: the download is complete, but {why}")
             print(f"{repository}: ready", flush=True)
+
+
+def _model_fault(folder: Path) -> str | None:
+    """Why a published model's folder cannot be used; None where it can."""
+    if not hub.is_here(folder):
+        return "not here yet" if not folder.exists() else "there are no weights that we read"
+    try:
+        read_adapter(folder) if is_adapter(folder) else open_checkpoint(folder)
+    except (ValueError, OSError) as error:
+        return str(error)
 
 
 def _fetch_nli(models: Sequence[str]) -> None:

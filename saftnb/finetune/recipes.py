@@ -274,7 +274,7 @@ def plans(suite, recipes: Sequence[str], *, steps: int = 0, models: str = "") ->
         found = [Published(source.strip()) for source in models.split(",")]
         names = [one.name for one in found]
         if len(set(names)) < len(names):
-            raise ValueError(f"models: tables could not tell {' from '.join(names)}; give the folders names of their own")
+            raise ValueError(f"models: {', '.join(names)} have one name in tables; give the folders names of their own")
         return dict(zip(names, found, strict=True))
     return {name: recipe(name, suite).shortened(steps) for name in recipes}
 

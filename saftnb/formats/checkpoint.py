@@ -262,8 +262,9 @@ def _unpickled(file: Path, trust: bool) -> Mapping[str, Tensor]:
                 "safetensors with safetensors.torch.save_file, or pass trust_pickle=True"
             ) from None
         found = torch.load(file, "cpu", weights_only=False)
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ValueError(f"{file} is not a whole file that torch.save wrote: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever the unpickler makes of bytes that no pickler wrote
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{file} is not a whole file that torch.save wrote: {why}") from None
     if isinstance(found, nn.Module):
         found = found.state_dict()
     for key in _INSIDE:

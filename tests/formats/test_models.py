@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModel, GPT2Config, GPT2LMHeadModel
@@ -128,6 +130,16 @@ def test_files_that_are_no_checkpoint_are_one_line_each(tmp_path):
             sn.task_vector(source, base=good)
         assert name.split("/")[-1] in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=300)
+@given(st.binary(min_size=1, max_size=40), st.sampled_from(["pt", "safetensors"]))
+def test_bytes_that_nobody_saved_are_one_line(tmp_path_factory, content, form):
+    file = tmp_path_factory.getbasetemp() / f"any.{form}"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="any.") as caught:
+        open_checkpoint(file)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_model_of_another_architecture_or_activation_is_refused(clip):

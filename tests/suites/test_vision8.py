@@ -405,6 +405,12 @@ def test_fetch_brings_published_models_and_checks_them(data, monkeypatch, capsys
     assert cli.main(["fetch", "vision8", "--models", "knots"]) == 0
     assert asked == ["hoffman-lab/KnOTS-ViT-B-32_lora_R16_svhn"]
     assert capsys.readouterr().out.count(": ready") == len(vision8.SOURCES)
+    (whole / "adapter_model.bin").write_bytes(b"torn")
+    assert cli.main(["fetch", "vision8", "--models", "knots"]) == 0  # what is broken here is brought anew
+    said = capsys.readouterr().out
+    assert len(asked) == 2
+    assert "adapter_model.bin is not a whole file that torch.save wrote" in said
+    assert said.count(": ready") == len(vision8.SOURCES)
     (whole / "adapter_model.bin").unlink()
     (kept / "adapter_model.bin").write_bytes(b"no adapter")
     assert cli.main(["fetch", "vision8", "--models", "knots"]) == 2
