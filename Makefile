@@ -55,6 +55,7 @@ bench: $(READY)
 	$(BIN)/python tests/bench/knots.py
 	$(BIN)/python tests/bench/ties.py
 	$(BIN)/python tests/bench/merge_files.py
+	$(BIN)/python tests/bench/feed.py
 
 # Three models of the kept evidence, trained again: the same bits on the same kind of CPU.
 spot-check: $(READY)

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from saftnb.backbones import ImageClassifier, Tokens, resolve_device, tangent_embeddings
+from saftnb.backbones import Tokens, resolve_device, tangent_embeddings, tensor_cores
 from saftnb.suites import JointLabels, PairSplit, PairSuite, Split, Suite
 from saftnb.task_vector import TaskVector
 
@@ -20,11 +20,12 @@ def logits(model: nn.Module, inputs: Tensor | Tokens, *, device: str = "auto", b
     lengths so that little is padding. The model stays on the device."""
     where = resolve_device(device)
     model = model.to(where)
-    if isinstance(inputs, Tokens):
-        order = inputs.lengths.argsort(stable=True)
-        found = [model(inputs[some].to(where)).cpu() for some in order.split(batch_size)]
-        return torch.cat(found)[order.argsort()]
-    return torch.cat([model(batch.to(where)).cpu() for batch in inputs.split(batch_size)])
+    with tensor_cores(where, getattr(model, "bf16", False)):
+        if isinstance(inputs, Tokens):
+            order = inputs.lengths.argsort(stable=True)
+            found = [model(inputs[some].to(where)).cpu() for some in order.split(batch_size)]
+            return torch.cat(found)[order.argsort()]
+        return torch.cat([model(batch.to(where)).cpu() for batch in inputs.split(batch_size)])
 
 
 def hits(model: nn.Module, split: Split | PairSplit, *, device: str = "auto", batch_size: int = 100) -> Tensor:
@@ -118,7 +119,7 @@ def joint_ranks(
     shares: dict[str, Tensor | float] = dict.fromkeys(labels.index, 0.0)
     for vector in vectors:
         tower = suite.tower(vector, tangent=tangent)
-        model = ImageClassifier(tower, head, suite.backbone.mean, suite.backbone.std).eval()
+        model = suite.with_head(tower, head)
         for task in labels.index:
             images = suite.tasks[task].splits[split].images[:pictures]
             shares[task] = shares[task] + logits(model, images, device=device).softmax(dim=1)

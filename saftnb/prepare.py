@@ -11,9 +11,10 @@ import torch
 
 from saftnb.backbones.openai import FILES, OPENAI_BACKBONES, has_weights, weights_folder
 from saftnb.backbones.sequence import minilm_folder
+from saftnb.disk import lock_fault
 from saftnb.formats import hub, open_checkpoint, read_adapter
 from saftnb.formats.adapter import is_adapter
-from saftnb.paths import data_root
+from saftnb.paths import data_root, project_root, store_root
 from saftnb.suites import nli6, sources, vision8
 
 # Published models: suite, source, backbone (of language models none: KnOTS's are of Llama-3-8B)
@@ -63,7 +64,15 @@ def _machine() -> list[tuple[str, ...]]:
         ("memory", "", memory),
         *_shared_memory(),
         ("disk for data", "free", f"{shutil.disk_usage(place).free / 2**30:.0f} GiB"),
+        _locks("the store", store_root()),
+        _locks("runs", project_root() / "runs"),
     ]
+
+
+def _locks(what: str, folder: Path) -> tuple[str, ...]:
+    """Whether processes that share a folder can keep out of each other's way."""
+    why = lock_fault(folder)
+    return f"locks in {what}", "ready" if why is None else "missing", "", "", why or ""
 
 
 def _shared_memory() -> list[tuple[str, ...]]:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from saftnb.disk import whole_file
 from saftnb.paths import store_root
 
 CHECKPOINTS = ".checkpoints.json"
@@ -51,14 +52,8 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     ``durable`` waits until it is on the disk. On a disk that is full nothing is left of the attempt.
     """
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with whole_file(path, durable=durable) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise type(error)(error.errno, error.strerror, str(path)) from None

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import sys
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -26,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from saftnb.delta import Delta, LowRank, dense, finite, is_finite, require_floating, squared_norm, summed
+from saftnb.disk import whole_file
 
 KEY, FORMAT = "saftnb", "task vector, version 1"  # one entry: safetensors writes several in a random order
 FACTORS = ("::B", "::A")  # the suffixes under which a file holds the two factors of a LowRank
@@ -191,7 +191,8 @@ class TaskVector(Mapping[str, Delta]):
                 raise ValueError(f"cannot save {name!r}: a name that ends so is a low-rank factor's")
         tensors = _apart(self._tensors())
         metadata = {KEY: f"{FORMAT}, sha256 {_checksum(tensors)}"}
-        _write_whole(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
 
     def checksum(self) -> str:
         """SHA-256 over names, dtypes, shapes and values, whatever the order of the names and the device."""
@@ -236,8 +237,10 @@ class TaskVector(Mapping[str, Delta]):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(config, indent=2, sort_keys=True)
-        _write_whole(folder / "adapter_model.safetensors", lambda p: save_file(state, p, metadata={"format": "pt"}))
-        _write_whole(folder / "adapter_config.json", lambda p: p.write_text(text))
+        with whole_file(folder / "adapter_model.safetensors") as temporary:
+            save_file(state, temporary, metadata={"format": "pt"})
+        with whole_file(folder / "adapter_config.json") as temporary:
+            temporary.write_text(text)
         return folder
 
     @classmethod
@@ -310,27 +313,6 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` fill a temporary file beside `path`, and renames it when it is on the disk."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        write(temporary)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Has the operating system put a file, or a folder's list of names, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class _Callable(ModuleType):

@@ -25,6 +25,7 @@ from saftnb.evaluate import (
     suite_hits,
     with_mean,
 )  # fmt: skip
+from saftnb.finetune import recipe
 from saftnb.suites import load_suite
 from saftnb.task_vector import TaskVector
 
@@ -212,3 +213,22 @@ def test_a_search_s_score_is_normalised_over_the_tasks_whose_own_model_hits(suit
     one = SuiteAccuracy(suite, pictures=30, individual={"digits": 0.0, "patterns": 0.8})(vector)
     assert one == pytest.approx({"patterns": plain["patterns"] / 0.8})
     assert SuiteAccuracy(suite, pictures=30, individual={"digits": 0.0, "patterns": 0.0})(vector) == plain
+
+
+def test_a_suite_in_bf16_evaluates_and_trains_in_it(suite, monkeypatch):
+    half = load_suite("thimble", precision="bf16")
+    assert recipe("sgd", half).precision == "bf16"
+    assert recipe("sgd@precision=float32", half).precision == "float32"
+    images = suite.tasks["digits"].test.images[:20]
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    exact, rounded = logits(suite.classifier("digits"), images), logits(half.classifier("digits"), images)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+    embeddings = half.tower()(half.classifier("digits").pixels(images))  # a tower alone stays exact
+    assert embeddings.dtype == torch.float32
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    with pytest.raises(ValueError, match="this cpu device has no bfloat16 instructions"):
+        suite_hits(half, device="cpu")
+    for name, message in (("thimble", "one of float32, bf16"), ("pocket-nli", "float32 alone for language models")):
+        with pytest.raises(ValueError, match=f"precision is {message}, not 'fp8'"):
+            load_suite(name, precision="fp8")

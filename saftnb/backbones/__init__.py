@@ -7,7 +7,7 @@ from saftnb.backbones.attention import (
     unfuse_attention,
 )
 from saftnb.backbones.clip import POCKET_BACKBONES, Backbone, ImageClassifier, build_clip, load_pocket_backbone
-from saftnb.backbones.device import require_bf16, resolve_device, threads
+from saftnb.backbones.device import require_bf16, resolve_device, tensor_cores, threads
 from saftnb.backbones.lora import add_lora, peft_weighted, remove_lora
 from saftnb.backbones.names import load_tower
 from saftnb.backbones.openai import OPENAI_BACKBONES, load_openai_backbone
@@ -52,6 +52,7 @@ __all__ = [
     "resolve_device",
     "set_checkpointing",
     "tangent_embeddings",
+    "tensor_cores",
     "threads",
     "unfuse_attention",
     "unfuse_state",

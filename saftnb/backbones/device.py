@@ -31,6 +31,26 @@ def require_bf16(device: torch.device) -> None:
 
 
 @contextmanager
+def tensor_cores(device: torch.device, wanted: bool) -> Iterator[None]:
+    """Run a block in which float32 products on a GPU go through TF32, where `wanted`; it takes bfloat16, too.
+
+    Raises:
+        ValueError: as `require_bf16`, where wanted.
+    """
+    if not wanted:
+        yield
+        return
+    require_bf16(device)
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def threads(count: int) -> Iterator[None]:
     """Run a block with a fixed number of CPU threads: sums differ in their last bits between thread counts."""
     before = torch.get_num_threads()

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from saftnb.backbones.clip import Vocabulary, build_clip
 from saftnb.backbones.corpus import Captioned
 from saftnb.backbones.device import resolve_device
+from saftnb.disk import whole_file
 from saftnb.progress import progress_bar
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
@@ -140,8 +140,8 @@ class _Run:
     def save(self, step: int) -> None:
         """Write the state whole or not at all."""
         state = {"plan": asdict(self.plan), "step": step} | {n: part.state_dict() for n, part in self.parts.items()}
-        torch.save(state, self.file.with_suffix(".part"))
-        os.replace(self.file.with_suffix(".part"), self.file)
+        with whole_file(self.file) as part:
+            torch.save(state, part)
 
     def step(self, pictures: Tensor, tokens: Tensor, ids: Tensor) -> None:
         unique, inverse = ids.unique(return_inverse=True)  # a caption is encoded once a batch

@@ -60,9 +60,11 @@ class Tokens:
         """Cut into so many parts of nearly equal numbers of pairs, as `Tensor.tensor_split`."""
         return [self[some] for some in torch.arange(len(self)).tensor_split(parts)]
 
-    def to(self, device: torch.device | str) -> "Tokens":
-        types = None if self.types is None else self.types.to(device)
-        return Tokens(self.ids.to(device), types, self.lengths.to(device), self.pad)
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Tokens":
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return Tokens(moved(self.ids), None if self.types is None else moved(self.types), moved(self.lengths), self.pad)
 
     def padded(self) -> dict[str, Tensor]:
         """The inputs of a `transformers` model, (n, longest), padded on the right, with their attention mask."""

@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from saftnb.batch.grid import Grid, GridError, Run
 from saftnb.batch.manifest import MANIFEST, library_sha256, read_manifest
+from saftnb.batch.resources import Machine
 from saftnb.batch.run import Elsewhere, Stopped, run_lock, run_one
 from saftnb.paths import store_root
 from saftnb.run_folder import write_json
@@ -52,6 +53,7 @@ class OnRay:
         self.environment = {name: str(Path(os.environ[name]).absolute()) for name in SHARED if name in os.environ}
         self.environment["SAFTNB_STORE"] = str(store_root().absolute())
         self.has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        self.narrow = ""  # nodes whose processes may use fewer cores than Ray counts
 
     def check(self, runs: list[Run]) -> None:
         """Raises GridError, naming the node, where one does not see the folders or has another version of the project;
@@ -66,11 +68,14 @@ class OnRay:
             for node in nodes:
                 name = f"node {node['NodeManagerAddress']} ({node['NodeManagerHostname']})"
                 try:
-                    problem = ray.get(asked[node["NodeID"]], timeout=PATIENCE)
+                    problem, cores = ray.get(asked[node["NodeID"]], timeout=PATIENCE)
                 except (RayError, TimeoutError) as error:
                     raise GridError(f"{name} cannot run the grid: {_last_line(error)}") from None
                 if problem:
                     raise GridError(f"{name} {problem}")
+                if cores < (counted := node["Resources"].get("CPU", 0)):
+                    self.narrow = f"; {name}: Ray counts {counted:g} cores and its processes may use {cores}"
+                    self.narrow += " (under Slurm give srun --cpus-per-task)"
 
     @property
     def width(self) -> int:
@@ -82,7 +87,8 @@ class OnRay:
         nodes = sum(node["Alive"] for node in ray.nodes())
         held = ray.cluster_resources()
         gpus = f" and {held['GPU']:g} GPUs" if self.has_gpus else ""
-        return f"on Ray: {nodes} {'node' if nodes == 1 else 'nodes'} with {held.get('CPU', 0):g} cores{gpus}"
+        cores = f"{held.get('CPU', 0):g} cores"
+        return f"on Ray: {nodes} {'node' if nodes == 1 else 'nodes'} with {cores}{gpus}{self.narrow}"
 
     def start(self, run: Run, again: bool) -> Future[dict[str, Any]] | None:
         """Hand the run to Ray, or None where ``jobs`` runs are there already."""
@@ -172,8 +178,12 @@ def _marks(folders: set[Path]) -> Iterator[dict[str, str]]:
 
 
 @ray.remote
-def _problem(marks: dict[str, str], notebooks: list[str], library: str) -> str | None:
-    """What is wrong with the node that this runs on."""
+def _problem(marks: dict[str, str], notebooks: list[str], library: str) -> tuple[str | None, int]:
+    """What is wrong with the node that this runs on, and how many cores its processes may use."""
+    return _fault(marks, notebooks, library), Machine.here().cpus
+
+
+def _fault(marks: dict[str, str], notebooks: list[str], library: str) -> str | None:
     for mark, value in marks.items():
         if not Path(mark).is_file() or Path(mark).read_text() != value:
             return f"does not see {Path(mark).parent}: it must be on a file system that all nodes share"

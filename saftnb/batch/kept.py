@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -19,6 +20,7 @@ from saftnb.batch.grid import Grid, GridError, Run
 from saftnb.batch.manifest import LOG, MANIFEST, NOTEBOOK, is_done, read_manifest, reason_to_run, sha256_of
 from saftnb.batch.record import RESULTS
 from saftnb.batch.run import run_lock, set_aside
+from saftnb.disk import whole_file
 from saftnb.run_folder import read_json, write_json
 
 SCHEMA = 1
@@ -120,10 +122,9 @@ def keep(grid: Grid) -> Kept:
                 contents[name] = content
     contents[grid.kept.name] = f'{{"schema": {SCHEMA}, "runs": [\n{lines}\n]}}\n'.encode()
     grid.kept.parent.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        (grid.kept.parent / f".{name}.part").write_bytes(content)
-    for name in contents:  # each whole or as it was; the list comes last
-        (grid.kept.parent / f".{name}.part").replace(grid.kept.parent / name)
+    with ExitStack() as together:  # each takes its place when all are written: the last to come first, the list last
+        for name, content in reversed(contents.items()):
+            together.enter_context(whole_file(grid.kept.parent / name)).write_bytes(content)
     kept = {entry["id"]: entry for entry in entries}
     fitting = sum(fits(run, kept.get(run.id)) for run in first)
     return Kept(fitting, len(before.keys() - kept.keys()), [grid.kept.parent / name for name in contents])

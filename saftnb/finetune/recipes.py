@@ -38,7 +38,8 @@ class Recipe:
             that ρ is all that differs from a plain step. "first": as in SAFT's released code, where the update is in
             effect unclipped, since ε is normalised. A plain step has one gradient, which is clipped.
         label_smoothing: share of the target spread over all classes.
-        crop: smallest share of a picture's area that the random resized crop of training pictures keeps.
+        crop: smallest share of a picture's area that the random resized crop of training pictures keeps; 0: no crop,
+            training pictures are prepared as for evaluation.
         evaluate_every: steps between looks at validation accuracy, 0: an epoch; the weights of the best look are kept
             (the earliest one of equals).
         stop_at: training ends at the first look whose validation accuracy is at least this; None: at the last step.
@@ -99,7 +100,7 @@ class Recipe:
         need(self.weight_decay >= 0, f"weight_decay is 0 or more, not {self.weight_decay}")
         need(self.clip_norm > 0, f"clip_norm is above 0, not {self.clip_norm}")
         need(0 <= self.label_smoothing < 1, f"label_smoothing lies in 0 to 1, not {self.label_smoothing}")
-        need(0 < self.crop <= 1, f"crop lies in 0 (not included) to 1, not {self.crop}")
+        need(0 <= self.crop <= 1, f"crop lies in 0 to 1, not {self.crop}")
         need(self.stop_at is None or 0 <= self.stop_at <= 1, f"stop_at is an accuracy from 0 to 1, not {self.stop_at}")
         need(self.clip in CLIPS, f"clip is one of {', '.join(CLIPS)}, not {self.clip!r}")
         need(
@@ -236,11 +237,12 @@ def recipe(name: str, suite, **changes) -> "Recipe | Published":
     train the tangent model and the attention weights alone, "lora" adapters; "ftts+saft", "ftlo+saft" and "lora+saft"
     the same with ASAM. "sam" and "asam-kwon" are the other sharpness-aware steps. Controls: "sgd-2x" takes as many
     gradients as "saft", "sgd-wd0" has no weight decay; see also `matched`. A name may carry changes, and is then the
-    name of the recipe with all of them: "saft@lr=3e-4,rho=0.1". "published:SOURCE" stands for models of others, see
+    name of the recipe with all of them: "saft@lr=3e-4,rho=0.1", "saft@precision=bf16". A suite's precision is that of
+    its recipes. "published:SOURCE" stands for models of others, see
     `saftnb.finetune.published`.
 
     Raises:
-        ValueError: unknown recipe, suite or field, or a value that is no number.
+        ValueError: unknown recipe, suite or field, or a value of the wrong kind.
     """
     suite_name = suite if isinstance(suite, str) else suite.name
     if name.startswith(PREFIX):
@@ -256,6 +258,8 @@ def recipe(name: str, suite, **changes) -> "Recipe | Published":
     unknown = changes.keys() - {field.name for field in dataclasses.fields(Recipe)}
     if unknown:
         raise ValueError(f"a recipe has no {', '.join(sorted(unknown))}")
+    if getattr(suite, "precision", "float32") != "float32":
+        changes = {"precision": suite.precision, **changes}
     if suite_name == "vision8" and not isinstance(suite, str) and suite.backbone.name.startswith("ViT-L-14"):
         large = {"weight_decay": 1e-4} if named[base].scope == "lora" else {"accumulate": 4}
         changes = {**large, **changes}
@@ -279,16 +283,24 @@ def plans(suite, recipes: Sequence[str], *, steps: int = 0, models: str = "") ->
     return {name: recipe(name, suite).shortened(steps) for name in recipes}
 
 
-def _written_changes(name: str, written: str) -> dict[str, int | float]:
-    """The changes in a recipe's name, as numbers: whole ones for the fields that count something."""
-    whole = {field.name for field in dataclasses.fields(Recipe) if field.type is int}
+def _written_changes(name: str, written: str) -> dict[str, int | float | bool | str | None]:
+    """The changes in a recipe's name, each of its field's kind."""
+    read = {int: int, float: float, str: str, bool: lambda value: {"true": True, "false": False}[value.lower()]}
+    read[float | None] = lambda value: None if value.lower() == "none" else float(value)
+    kinds = {field.name: field.type for field in dataclasses.fields(Recipe)}
+    words = {int: "a whole number", float: "a number", bool: "true or false", float | None: "a number or none"}
     changes = {}
     for part in written.split(","):
-        field, _, value = part.partition("=")
+        field, equals, value = part.partition("=")
+        if field not in kinds:
+            raise ValueError(f"a recipe has no {field}")
         try:
-            changes[field] = int(value) if field in whole else float(value)
-        except ValueError:
-            raise ValueError(f"recipe {name!r}: {part!r} is not FIELD=NUMBER") from None
+            if not equals:
+                raise ValueError
+            changes[field] = read[kinds[field]](value)
+        except (ValueError, KeyError):
+            wanted = words.get(kinds[field], "a value")
+            raise ValueError(f"recipe {name!r}: {part!r} is not {field}= and {wanted}") from None
     return changes
 
 

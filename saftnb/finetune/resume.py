@@ -1,12 +1,13 @@
 """A training in progress on disk: when its state is saved, how it is written whole, how it is read again."""
 
-import os
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from saftnb.disk import whole_file
 
 SAVE_EVERY = 50  # steps between saves of the training state, at least
 SAVE_SHARE = 0.1  # of the time may go into saves: at full size a state is some GB
@@ -29,12 +30,8 @@ class Saves:
 
 def save_state(state: dict, path: Path) -> None:
     """Write a training state whole or not at all."""
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with whole_file(path) as part:
+        torch.save(state, part)
 
 
 def load_state(path: Path) -> dict | None:

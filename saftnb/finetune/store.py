@@ -11,20 +11,19 @@ A checkpoint is written under a temporary name, synced and renamed, so that one 
 
 import hashlib
 import json
-import os
-import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import pandas as pd
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from saftnb import disk
+from saftnb.disk import sweep, whole_folder
 from saftnb.paths import store_root
 from saftnb.run_folder import used_checkpoint
 from saftnb.task_vector import TaskVector
@@ -78,14 +77,6 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write(inputs: dict, fill: Callable[[Path], None], root: Path | None = None, **more: object) -> dict:
     """Have `fill` put files into a folder, which stands in the store whole or not at all; returns its manifest.
 
@@ -94,19 +85,12 @@ def write(inputs: dict, fill: Callable[[Path], None], root: Path | None = None, 
     """
     root = root or store_root()
     final = root / folder_name(inputs)
-    part = root / ".partial" / final.name
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    fill(part)
-    manifest = {"fingerprint": fingerprint(inputs), "inputs": inputs, **more}
-    manifest["sha256"] = {path.name: _sha256(path) for path in sorted(part.iterdir())}
-    (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    for path in (*part.iterdir(), part):
-        _sync(path)
-    if final.exists():  # only ever a damaged one: a whole one would have been loaded
-        shutil.rmtree(final)
-    os.replace(part, final)
-    _sync(root)
+    sweep(root / ".partial" / final.name)
+    with whole_folder(final, root / ".partial") as part:  # a whole one would have been loaded
+        fill(part)
+        manifest = {"fingerprint": fingerprint(inputs), "inputs": inputs, **more}
+        manifest["sha256"] = {path.name: _sha256(path) for path in sorted(part.iterdir())}
+        (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     used_checkpoint(final, manifest["fingerprint"])
     return manifest
 
@@ -163,17 +147,8 @@ def load(inputs: dict, root: Path | None = None) -> FineTuned | None:
 
 
 @contextmanager
-def locked(inputs: dict, root: Path | None = None):
+def locked(inputs: dict, root: Path | None = None) -> Iterator[None]:
     """Hold the checkpoint's lock: of two processes that need it, one trains and the other waits and loads."""
-    folder = (root or store_root()) / ".partial"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{folder_name(inputs)}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for another process that trains {folder_name(inputs)}", flush=True)
-        lock.acquire()
-    try:
+    name = folder_name(inputs)
+    with disk.locked((root or store_root()) / ".partial" / f"{name}.lock", f"trains {name}"):
         yield
-    finally:
-        lock.release()

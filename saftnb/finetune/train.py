@@ -19,6 +19,7 @@ from saftnb.backbones import (
     lora_vector,
     remove_lora,
     set_checkpointing,
+    tensor_cores,
     threads,
 )
 from saftnb.evaluate import hits
@@ -136,21 +137,20 @@ class Training:
         if self._batches is None or self._batches[0] != self.next_step:
             split = self.task.train
             steps = _Batches(split, self.recipe, self.seed, self.next_step)
-            ahead = min(split.workers, len(steps))
-            self._batches = (
-                self.next_step,
-                iter(
-                    # a generator of its own, or the loader would draw from the global one
-                    DataLoader(steps, batch_size=None, num_workers=ahead, generator=torch.Generator())
-                ),
-            )
+            ahead = min(split.prepare(self.recipe.crop, len(steps) * self.recipe.batch_size), len(steps))
+            loader = DataLoader(
+                steps, batch_size=None, num_workers=ahead, prefetch_factor=4 if ahead else None,
+                pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # of its own, or the loader would draw from the global one
+            )  # fmt: skip
+            self._batches = self.next_step, iter(loader)
         self._batches = self.next_step + 1, self._batches[1]
         return self._batches[1]
 
     def step(self) -> float:
         """One optimizer step; returns the loss at the unperturbed weights."""
         pixels, labels = next(self.batches)
-        pixels, labels = pixels.to(self.device), labels.to(self.device)
+        pixels, labels = pixels.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         count = min(self.recipe.accumulate, len(labels))
         parts = list(zip(pixels.tensor_split(count), labels.tensor_split(count), strict=True))
         clipped = 0
@@ -252,7 +252,7 @@ class Training:
         """Train to the end, or to the accuracy at which the recipe stops, saving the state now and then."""
         steps, saves = self.recipe.steps, Saves(save)
         bar = progress_bar(total=steps, initial=self.next_step, desc=label, disable=not progress, mininterval=1)
-        with threads(CPU_THREADS), bar:
+        with threads(CPU_THREADS), tensor_cores(self.device, self.recipe.precision == "bf16"), bar:
             while self.next_step < steps and not self.reached:
                 start = time.perf_counter()
                 loss = self.step()

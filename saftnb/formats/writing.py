@@ -1,16 +1,15 @@
 """Files written whole or not at all: a folder that appears at once, a safetensors file tensor by tensor."""
 
 import json
-import os
-import shutil
 import struct
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from saftnb.disk import restore, whole_folder
 
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -28,25 +27,12 @@ def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         FileExistsError: `out` is there, and no `force`.
     """
+    restore(out)
     if out.exists() and not force:
         raise FileExistsError(f"{out} is there already; --force replaces it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
-    try:
+    with whole_folder(out) as temporary:
         yield temporary
-        for file in temporary.iterdir():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        if out.exists():
-            old = out.with_name(f".{out.name}.{uuid.uuid4().hex}.old")
-            out.rename(old)
-            temporary.rename(out)
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-        else:
-            temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class TensorFile:

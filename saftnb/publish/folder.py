@@ -1,11 +1,11 @@
 """A report folder is replaced whole or not at all, and only where every file in it is a report's."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from saftnb.disk import restore, whole_folder
 from saftnb.publish.page import GENERATOR
 
 
@@ -17,34 +17,12 @@ def replaced(out: Path) -> Iterator[Path]:
     where `out` holds anything that is not a page of a report.
     """
     out = Path(os.path.abspath(out))
-    previous = out.with_name(f".{out.name}.previous")
-    if previous.exists() and not out.exists():
-        previous.rename(out)  # a crash between the two renames below
+    restore(out)
     refuse_foreign(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    try:
+    with whole_folder(out) as building:
         yield building
         refuse_foreign(out)  # somebody may have put a file there meanwhile
-        shutil.rmtree(previous, ignore_errors=True)
-        _swap(building, out, previous)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _swap(building: Path, out: Path, previous: Path) -> None:
-    if not out.exists():
-        building.rename(out)
-        return
-    out.rename(previous)
-    try:
-        building.rename(out)
-    except BaseException:
-        previous.rename(out)
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
 
 
 def refuse_foreign(out: Path) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from saftnb.disk import whole_file
 from saftnb.publish.outputs import image_tag, joined, picture_type, render_output
 from saftnb.publish.prose import render_markdown
 from saftnb.publish.sanitise import text_of
@@ -70,12 +70,8 @@ def publish_notebook(
     body = f"<header><h1>{heading}</h1>{strip}{switch}</header>\n<main>{page.body}</main>"
     html = document(title or page.title, body)
     out_html.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = out_html.with_name(f".{out_html.name}.{os.getpid()}.partial")
-    try:
-        partial_file.write_text(html, encoding="utf-8")
-        partial_file.replace(out_html)
-    finally:
-        partial_file.unlink(missing_ok=True)
+    with whole_file(out_html) as temporary:
+        temporary.write_text(html, encoding="utf-8")
     return out_html
 
 

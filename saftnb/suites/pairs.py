@@ -23,8 +23,6 @@ class PairSplit:
     `tokenize` makes `Tokens` of lists of both, see `SequenceBackbone.tokenize`.
     """
 
-    workers = 0  # processes that prepare training batches ahead
-
     premises: tuple[str, ...]
     hypotheses: tuple[str, ...]
     labels: Tensor
@@ -60,6 +58,10 @@ class PairSplit:
         whole = len(order) // size
         batches = order[: whole * size].view(whole, size)[torch.randperm(whole, generator=generator)]
         return torch.cat([batches.flatten(), order[whole * size :]])
+
+    def prepare(self, crop: float, draws: int) -> int:
+        """How many processes should draw training pairs ahead: none, they are in memory."""
+        return 0
 
     def drawn(self, index: Tensor, crop: float, generator: torch.Generator) -> Tokens:
         """Training inputs: the pairs themselves (`crop` is of pictures)."""

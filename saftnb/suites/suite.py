@@ -25,6 +25,8 @@ from saftnb.suites.task import Task, resample
 from saftnb.suites.vision8 import SOURCES, SPLITS, require_whole, vision8_task
 from saftnb.task_vector import TaskVector
 
+PRECISIONS = ("float32", "bf16")
+
 
 class Tasks(Mapping[str, Task]):
     """Tasks by name, each loaded when first asked for."""
@@ -51,12 +53,19 @@ class Tasks(Mapping[str, Task]):
 
 @dataclass(frozen=True, eq=False)
 class Suite:
-    """A backbone and the tasks that it is fine-tuned on. `splits` names the protocol of train, validation and test."""
+    """A backbone and the tasks that it is fine-tuned on.
+
+    Attributes:
+        splits: names the protocol of train, validation and test.
+        precision: of the tower when it is fine-tuned (unless a recipe says otherwise) and evaluated: "float32", or
+            "bf16", autocast to bfloat16 with TF32 for what stays float32. Weights and task vectors are float32 always.
+    """
 
     name: str
     backbone: Backbone
     tasks: Mapping[str, Task]
     splits: str = "own"
+    precision: str = "float32"
     _heads: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def head(self, task: str) -> Tensor:
@@ -74,8 +83,13 @@ class Suite:
 
     def classifier(self, task: str, tower: nn.Module | None = None) -> ImageClassifier:
         """`tower` (by default a fresh copy of the pre-trained one) with the task's head, in evaluation mode."""
-        tower = self.tower() if tower is None else tower
-        return ImageClassifier(tower, self.head(task), self.backbone.mean, self.backbone.std).eval()
+        return self.with_head(self.tower() if tower is None else tower, self.head(task))
+
+    def with_head(self, tower: nn.Module, head: Tensor) -> ImageClassifier:
+        """`tower` with any frozen head (classes, embedding), in evaluation mode and the suite's precision."""
+        made = ImageClassifier(tower, head, self.backbone.mean, self.backbone.std).eval()
+        made.bf16 = self.precision == "bf16"
+        return made
 
     def overview(self) -> pd.DataFrame:
         """One row a task: real or rendered, classes, pictures a split."""
@@ -89,8 +103,8 @@ class Suite:
 
 
 def load_suite(
-    name: str = "pocket", *, backbone: str = "", split: int = 0, splits: str = ""
-) -> Suite | PairSuite:  # fmt: skip
+    name: str = "pocket", *, backbone: str = "", split: int = 0, splits: str = "", precision: str = "float32"
+) -> Suite | PairSuite:
     """A suite by name.
 
     "pocket": six offline tasks on a pocket backbone. "thimble": two of them with a few hundred pictures, for tests.
@@ -104,15 +118,19 @@ def load_suite(
         split: 0 is the standard deal of train and validation pictures, another number deals them anew (`resample`).
             The test pictures are always the same, but for those that "knots" takes for validation.
         splits: for "vision8" the published protocol, "saft" (also "") or "knots", see `vision8_task`.
+        precision: see `Suite`. A language model has the precision of its weights' file.
 
     Raises:
-        ValueError: unknown suite, backbone or splits, or a split below 0 (or above, for pairs).
+        ValueError: unknown suite, backbone, splits or precision, or a split below 0 (or above, for pairs).
         FileNotFoundError: data or weights of "vision8" are missing, or not whole.
     """
     if split < 0:
         raise ValueError(f"split is 0 or more, not {split}")
+    if precision not in PRECISIONS or (name in _PAIR_SUITES and precision != "float32"):
+        known = "float32 alone for language models" if name in _PAIR_SUITES else f"one of {', '.join(PRECISIONS)}"
+        raise ValueError(f"precision is {known}, not {precision!r}")
     if name == "vision8":
-        return _vision8(backbone or next(iter(OPENAI_BACKBONES)), split, splits or "saft")
+        return _vision8(backbone or next(iter(OPENAI_BACKBONES)), split, splits or "saft", precision)
     if splits:
         raise ValueError(f"suite {name!r} has splits of its own; only vision8 takes {splits!r}")
     if name in _PAIR_SUITES:
@@ -126,7 +144,7 @@ def load_suite(
     else:
         raise ValueError(f"unknown suite {name!r}; suites: pocket, thimble, vision8, {', '.join(_PAIR_SUITES)}")
     dealt = {task: lambda load=load: resample(load(), split) for task, load in loaders.items()}
-    return Suite(name, load_pocket_backbone(backbone or POCKET_BACKBONES[0]), Tasks(name, dealt))
+    return Suite(name, load_pocket_backbone(backbone or POCKET_BACKBONES[0]), Tasks(name, dealt), precision=precision)
 
 
 _PAIR_SUITES = ("pocket-nli", "thimble-nli", "nli6")
@@ -145,10 +163,10 @@ def _pairs(name: str, backbone: str) -> PairSuite:
     return PairSuite(name, model, Tasks(name, loaders))
 
 
-def _vision8(backbone: str, split: int, splits: str) -> Suite:
+def _vision8(backbone: str, split: int, splits: str, precision: str) -> Suite:
     if splits not in SPLITS:
         raise ValueError(f"splits is one of {', '.join(SPLITS)}, not {splits!r}")
     require_whole()
     clip = load_openai_backbone(backbone)
     loaders = {task: partial(vision8_task, task, clip.image_size, splits, split) for task in SOURCES}
-    return Suite("vision8", clip, Tasks("vision8", loaders), splits)
+    return Suite("vision8", clip, Tasks("vision8", loaders), splits, precision)

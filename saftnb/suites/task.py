@@ -15,8 +15,6 @@ from torch import Tensor
 class Split:
     """Labelled pictures in memory: `images` uint8 (n, 3, h, w) and `labels` int64 (n,)."""
 
-    workers = 0  # processes that prepare training batches ahead
-
     images: Tensor
     labels: Tensor
 
@@ -45,8 +43,15 @@ class Split:
         """The order of an epoch's pictures, int64 (n,), of which batches of `size` are taken: a shuffle."""
         return torch.randperm(len(self), generator=generator)
 
+    def prepare(self, crop: float, draws: int) -> int:
+        """How many processes should draw training pictures ahead: none, they are in memory."""
+        return 0
+
     def drawn(self, index: Tensor, crop: float, generator: torch.Generator) -> Tensor:
-        """Training pictures in [0, 1], float (len(index), 3, h, w), each a random crop; see `random_resized_crop`."""
+        """Training pictures in [0, 1], float (len(index), 3, h, w), each a random crop, see `random_resized_crop`; at
+        `crop` 0 the pictures themselves, uint8."""
+        if not crop:
+            return self.images[index]
         return random_resized_crop(self.images[index], crop, generator)
 
     @cached_property

@@ -9,7 +9,6 @@ Class names and prompt templates are those of CLIP's zero-shot heads (`vision8_p
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from saftnb.disk import whole_file
 from saftnb.paths import data_root
 from saftnb.suites.stored import StoredSplit
 from saftnb.suites.task import Task
@@ -206,9 +206,8 @@ def identify(parquet: list[Path]) -> str:
         fresh[key] = known.get(key) or _sha256(file)
     if not fresh.items() <= known.items():
         kept = {key: value for key, value in known.items() if key.split()[0] not in {file.name for file in parquet}}
-        part = known_file.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(kept | fresh, indent=1) + "\n")
-        os.replace(part, known_file)
+        with whole_file(known_file) as part:
+            part.write_text(json.dumps(kept | fresh, indent=1) + "\n")
     return hashlib.sha256("\n".join(fresh.values()).encode()).hexdigest()
 
 

@@ -86,7 +86,10 @@ def kernels(desk: Path, count: int) -> dict[int, psutil.Process]:
     def living() -> dict[int, psutil.Process]:
         found = {}
         for file in (desk / "notebooks").glob("began-*"):
-            pid = int(file.read_text().split()[-1])
+            written = file.read_text().split()
+            if not written:  # it has just been opened
+                continue
+            pid = int(written[-1])
             if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
                 found[int(file.name.partition("-")[2])] = psutil.Process(pid)
         return found
@@ -157,7 +160,10 @@ def test_resources_are_rays_business_and_a_run_sees_what_it_asked_for(
         "- {notebook: sees, parameters: {seed: 2}, resources: {gpus: 0}}\n"
     )
     try:
-        ended(launch(desk, two_nodes.address), desk, 0)
+        lines = ended(launch(desk, two_nodes.address), desk, 0)
+        allowed = len(os.sched_getaffinity(0))
+        told = f"Ray counts 3 cores and its processes may use {allowed} (under Slurm give srun --cpus-per-task)"
+        assert (told in lines[0]) == (allowed < 3)
         seen = {m["seed"]: json.loads((f / "results.json").read_text()) for f, m in find_runs(desk / "runs")}
         assert seen[0]["gpus"] in ("0", "1"), "one GPU where the grid does not say and there are some"
         assert (seen[1]["gpus"], seen[1]["threads"]) == ("0,1", "3")

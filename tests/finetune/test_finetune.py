@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from saftnb import disk
 from saftnb.evaluate import accuracy
 from saftnb.finetune import TaskVectors, finetune, recipe, resume, store
 from saftnb.finetune import train as train_module
@@ -406,7 +407,7 @@ def test_a_damaged_checkpoint_is_trained_again(suite, monkeypatch, damage):
 
 
 def test_a_failing_write_leaves_no_checkpoint(suite, monkeypatch):
-    monkeypatch.setattr(store.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(disk, "_take_place", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         finetune(suite, "digits", plan(steps=3), progress=False)
     assert [p.name for p in store.store_root().iterdir()] == [".partial"]

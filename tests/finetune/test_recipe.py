@@ -44,9 +44,14 @@ def test_a_name_may_carry_changes():
     changed = recipe("saft", "pocket", lr=3e-4, rho=0.1, steps=50)
     assert plan == dataclasses.replace(changed, name="saft@lr=3e-4,rho=0.1,steps=50")
     assert type(plan.steps) is int
+    typed = recipe("saft@precision=bf16,compile=true,clip=first,stop_at=none,crop=0", "pocket")
+    changes = {"precision": "bf16", "compile": True, "clip": "first", "stop_at": None, "crop": 0.0}
+    assert typed == dataclasses.replace(recipe("saft", "pocket"), name=typed.name, **changes)
     for wrong, message in {
-        "saft@rho": "'rho' is not FIELD=NUMBER", "saft@rho=big": "'rho=big' is not FIELD=NUMBER",
-        "saft@steps=2.5": "'steps=2.5' is not FIELD=NUMBER", "saft@speed=1": "a recipe has no speed",
+        "saft@rho": "'rho' is not rho= and a number or none", "saft@lr=big": "'lr=big' is not lr= and a number",
+        "saft@steps=2.5": "'steps=2.5' is not steps= and a whole number", "saft@speed=1": "a recipe has no speed",
+        "saft@compile=yes": "'compile=yes' is not compile= and true or false",
+        "saft@precision=fp8": "precision is one of float32, bf16, not 'fp8'",
         "saft@rho=-1": "asam needs rho, 0 or more, not -1.0",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=message):
@@ -63,7 +68,7 @@ def test_a_name_may_carry_changes():
         ({"lr": float("nan")}, "lr is 0 or more"),
         ({"rho": 0.5}, "adamw takes no rho"),
         ({"optimizer": "sam"}, "sam needs rho"),
-        ({"crop": 0.0}, "crop lies in"),
+        ({"crop": -0.1}, "crop lies in"),
         ({"label_smoothing": 1.0}, "label_smoothing lies in"),
         ({"clip_norm": 0.0}, "clip_norm is above 0"),
         ({"weight_decay": -1.0}, "weight_decay is 0 or more"),

@@ -313,7 +313,7 @@ def test_a_swap_that_fails_half_way_puts_the_old_report_back(add_run, runs, tmp_
     rename = Path.rename
 
     def fails(self, target):
-        if self.name.endswith(".partial"):
+        if self.name.endswith(".part"):
             raise OSError("disk")
         return rename(self, target)
 

@@ -1,7 +1,12 @@
 """`vision8` on local stand-ins with the hub's columns and features: loading, splits, decoding, doctor and fetch."""
 
+import errno
 import json
+import multiprocessing
+import os
+import pickle
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from saftnb import cli, prepare
+from saftnb import cli, disk, prepare
 from saftnb.backbones import Attention, ImageClassifier, load_openai_backbone, openai, unfuse_attention
 from saftnb.evaluate import suite_hits
 from saftnb.finetune import finetune, recipe
@@ -317,7 +322,7 @@ def test_changed_contents_are_another_identity(data):
 
 def test_crops_are_what_their_generator_draws():
     ramp = np.linspace(0, 255, 200).astype(np.uint8)
-    picture = Image.fromarray(np.stack([np.broadcast_to(ramp, (100, 200))] * 3, axis=2))
+    picture = np.stack([np.broadcast_to(ramp, (100, 200))] * 3, axis=2)
     draw = lambda seed: cropped(picture, 32, 0.9, torch.Generator().manual_seed(seed))  # noqa: E731
     assert torch.equal(draw(0), draw(0))
     spans = []
@@ -329,7 +334,7 @@ def test_crops_are_what_their_generator_draws():
     # A box of 0.9 of the area at a ratio of 4/3 does not fit into 2:1: all are the largest centred one, 133 wide.
     assert max(spans) - min(spans) < 0.01
     assert np.mean(spans) == pytest.approx(133 / 200, abs=0.03)
-    square = Image.fromarray(np.asarray(picture.resize((100, 100))))
+    square = np.array(Image.fromarray(picture).resize((100, 100)))
     draw = lambda seed: cropped(square, 32, 0.5, torch.Generator().manual_seed(seed))  # noqa: E731
     spans = [(float(draw(seed)[0, 0, -1]) - float(draw(seed)[0, 0, 0])) / 255 for seed in range(60)]
     assert 0.5 < min(spans) < 0.75 < max(spans) <= 1.0
@@ -339,7 +344,6 @@ def test_batches_from_processes_are_those_of_the_loop(data, monkeypatch):
     suite = load_suite("vision8")
     plan = recipe("sgd", suite, steps=5, batch_size=16, warmup=0)
     task = suite.tasks["resisc45"]
-    monkeypatch.setattr(stored.StoredSplit, "workers", 2)
     training = Training(suite.classifier("resisc45"), task, plan, 3, CPU)
     training.next_step = 2
     for step, (pixels, labels) in zip((2, 3, 4), training.batches, strict=True):
@@ -347,6 +351,89 @@ def test_batches_from_processes_are_those_of_the_loop(data, monkeypatch):
         assert torch.equal(pixels, expected[0])
         assert torch.equal(labels, expected[1])
     assert len(_Batches(task.train, plan, 3, 2)) == 3
+
+
+def test_training_pictures_are_decoded_once_and_are_the_same_before_and_after(data, monkeypatch):
+    decoded = []
+    real = stored.reduced
+    monkeypatch.setattr(stored, "reduced", lambda *a: decoded.append(1) or real(*a))
+    split = load_suite("vision8").tasks["sun397"].train
+    some = torch.tensor([3, 0, 7])
+    draw = lambda of, crop: of.drawn(some, crop, torch.Generator().manual_seed(5))  # noqa: E731
+    before = {crop: draw(split, crop) for crop in (0.5, 0.0)}
+    assert len(decoded) == 3
+    assert split.prepare(0.9, len(split)) >= 1  # one draw of each: not worth a file
+    assert not split.training_file.exists()
+    split.prepare(0.9, len(split) + 1)
+    assert len(decoded) == 3 + len(split)
+    assert torch.equal(draw(split, 0.5), before[0.5])
+    again = load_suite("vision8").tasks["sun397"].train
+    again.prepare(0.9, 10**6)
+    assert torch.equal(draw(again, 0.5), before[0.5])
+    assert len(decoded) == 3 + len(split)
+    split.prepare(0.0, 10**6)
+    assert split.file.exists()
+    assert torch.equal(before[0.0], split.images[some])  # no crop: the pictures of an evaluation
+    assert torch.equal(draw(split, 0.0), before[0.0])
+    split.training_file.write_bytes(split.training_file.read_bytes()[:-10])
+    mended = load_suite("vision8").tasks["sun397"].train
+    mended.prepare(0.9, 10**6)
+    assert len(decoded) == 3 + 2 * len(split)
+    assert torch.equal(draw(mended, 0.5), before[0.5])
+    assert torch.equal(draw(pickle.loads(pickle.dumps(mended)), 0.5), before[0.5])
+    assert sorted(file.suffix for file in split.cache.iterdir()) == [".u8", ".u8"]
+
+
+def test_large_pictures_are_reduced_before_they_are_cropped():
+    generator = np.random.default_rng(0)
+    smooth = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((1024, 768), Image.BICUBIC)
+    small = stored.reduced(smooth)
+    assert small.shape == (288, 384, 3)
+    seeded = lambda: torch.Generator().manual_seed(1)  # noqa: E731
+    close = cropped(small, 224, 0.9, seeded()).float() - cropped(np.array(smooth), 224, 0.9, seeded()).float()
+    assert close.abs().mean() < 1  # of 255
+    for mode, shape in (("L", (28, 28)), ("P", (40, 30)), ("RGBA", (30, 40, 4))):
+        picture = Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8))
+        picture = picture.convert(mode)
+        assert np.array_equal(stored.reduced(picture), np.asarray(picture.convert("RGB")))
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_two_nodes_decode_one_split(data, monkeypatch, locks):
+    """Two processes on machines of different names, with locks and without: both get the pictures, and what a third
+    machine is writing stays."""
+    split = load_suite("vision8").tasks["gtsrb"].test
+    wanted = [split[i : i + 1].images for i in range(len(split))]
+    shutil.rmtree(split.cache, ignore_errors=True)
+    split.cache.mkdir()
+    theirs = split.cache / f".{split.file.name}.node3-{os.getpid()}.aa.part"
+    left = split.cache / f".{split.file.name}.node4-1.bb.part"
+    for file in (theirs, left):
+        file.write_bytes(b"half")
+    os.utime(left, (0, time.time() - 2 * disk.ELSEWHERE))
+    if not locks:
+        monkeypatch.setattr(disk.fcntl, "flock", _without_locks)
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    nodes = [context.Process(target=_decode_as, args=(name, split, answers)) for name in ("node1", "node2")]
+    for node in nodes:
+        node.start()
+    sums = [answers.get(timeout=60) for _ in nodes]
+    for node in nodes:
+        node.join()
+    assert sums == [int(torch.cat(wanted).sum())] * 2
+    assert theirs.exists()
+    assert not left.exists()
+    assert {file for file in split.cache.iterdir() if file.suffix != ".lock"} == {theirs, split.file}
+
+
+def _decode_as(host, split, answers):
+    disk.socket.gethostname = lambda: host
+    answers.put(int(split.images.sum()))
+
+
+def _without_locks(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
 
 
 def test_a_variant_without_quickgelu_is_an_error(data):

@@ -1,0 +1,204 @@
+"""What several processes write, perhaps on several machines: files whole or not at all, and locks.
+
+Imports nothing heavy. A temporary file's name says which process on which machine writes it, so that what a killed one
+left behind can be told from what another is writing.
+"""
+
+import errno
+import fcntl
+import glob
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = 60.0  # seconds without a change after which the temporary file of a process that is gone counts as left behind
+ELSEWHERE = 3600.0  # and that of another machine, whose processes cannot be seen from here
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks answers
+
+
+@contextmanager
+def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path`. What the block wrote there takes `path`'s place when it ends well, and goes
+    away when it does not. `durable` waits until it is on the disk."""
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        if durable:
+            sync(temporary)
+        os.replace(temporary, path)
+        if durable:
+            sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path, inside: Path | None = None) -> Iterator[Path]:
+    """A new temporary folder, beside `path` or in the folder `inside`. With all that the block put there it takes
+    `path`'s place when the block ends well, and goes away when it does not."""
+    restore(path)
+    temporary = _temporary(inside / path.name if inside else path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for entry in (*temporary.rglob("*"), temporary):
+            sync(entry)
+        _take_place(temporary, path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def restore(path: Path) -> None:
+    """Put back what a crash between the two renamings of `whole_folder` left under another name."""
+    previous = _previous(path)
+    if previous.exists() and not path.exists():
+        previous.rename(path)
+
+
+def _take_place(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
+    previous = _previous(path)
+    _remove(previous)
+    path.rename(previous)
+    try:
+        new.rename(path)
+    except BaseException:
+        previous.rename(path)
+        raise
+    _remove(previous)
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f".{path.name}.previous")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(path: Path) -> None:
+    """Remove the temporary files and folders of `path` that their writers left: a process of this machine that is
+    gone, or one of another machine that wrote nothing for an hour."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        writer = left.name.removeprefix(f".{path.name}.").split(".")[0]  # HOST-PID
+        host, _, pid = writer.rpartition("-")
+        try:
+            idle = time.time() - left.stat().st_mtime
+            gone = idle > HERE and not _lives(int(pid)) if host == _host() else idle > ELSEWHERE
+        except (ValueError, OSError):  # not a name of ours, or gone meanwhile
+            continue
+        if gone:
+            _remove(left)
+
+
+def sync(path: Path) -> None:
+    """Have the operating system put a file, or a folder's list of names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, doing: str) -> Iterator[None]:
+    """Hold the lock file `path`, which goes away afterwards. Where another process has it, wait, and say so in a line.
+
+    A process that dies gives its lock back. On a file system without locks there is a line that says so, and the block
+    runs: `whole_file` keeps the results whole, but several processes may do the same work.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquired(path, doing)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _acquired(path: Path, doing: str) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process that {doing}", flush=True)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                print(f"{path.parent}: no locks on this file system; another process may do the same", flush=True)
+                return descriptor
+            if not isinstance(error, FileNotFoundError):
+                os.close(descriptor)
+                raise
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the one that had it took the file away: there may be another by now
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.{secrets.token_hex(4)}.part")
+
+
+def _host() -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())[:40]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def lock_fault(folder: Path, mounts: Path = Path("/proc/mounts")) -> str | None:
+    """Why locks in a folder would not keep two processes apart, in one line; None where they do. That they hold between
+    machines is read from how the file system is mounted, since one machine cannot try it."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    probe = there / f".lock-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        with probe.open("w") as one, probe.open("w") as other:
+            fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _only_here(there, mounts)
+            return "a lock was given to two at once"
+    except OSError as error:
+        lustre = "; Lustre needs the mount option flock" if error.errno in NO_LOCKS else ""
+        return f"no locks here ({error.strerror}){lustre}"
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _only_here(folder: Path, mounts: Path) -> str | None:
+    lines = mounts.read_text().splitlines() if mounts.is_file() else []
+    found = [line.split()[1:4] for line in lines if len(line.split()) >= 4]
+    above = [entry for entry in found if folder.resolve().is_relative_to(entry[0])]
+    if not above:
+        return None
+    _, kind, options = max(above, key=lambda entry: len(entry[0]))
+    local = {"localflock", "nolock", "local_lock=flock", "local_lock=all"} & set(options.split(","))
+    if local:
+        return f"{kind} is mounted with {local.pop()}: locks hold on this machine alone"
+    return None
