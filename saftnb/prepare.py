@@ -231,7 +231,12 @@ def _fetch_nli(models: Sequence[str]) -> None:
         if why is not None:
             print(f"{name}: {why}", flush=True)
             patterns = tuple(f"{source.config}/{split}/*.parquet" for split in nli6.hub_splits(name))
-            _download(source.hub, "dataset", nli6.nli_folder() / name, patterns, nli6.REVISION)
+            try:
+                _download(source.hub, "dataset", nli6.nli_folder() / name, patterns, nli6.REVISION)
+            except RuntimeError:
+                if not source.older:
+                    raise
+                _download(source.older, "dataset", nli6.nli_folder() / name, patterns, nli6.REVISION)
             why = nli6.nli_fault(name)
             if why is not None:
                 raise ValueError(f"{name}: the download from {source.hub} is complete, but {why}")

@@ -90,6 +90,14 @@ def write_pairs(root: Path, task: str, *, split: str, count: int, label=None, co
         "idx": list(range(count)),
     }
     datasets.Dataset.from_dict(rows).to_parquet(folder / "0000.parquet")
+    state_pairs(root, task, split, count)
+
+
+def state_pairs(root: Path, task: str, split: str, count: int) -> None:
+    """Say in `sizes.json` how many pairs a split has."""
+    file = root / "nli6" / "sizes.json"
+    stated = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(stated | {task: stated.get(task, {}) | {split: count}}))
 
 
 def write_language_model(

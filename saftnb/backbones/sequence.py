@@ -87,7 +87,7 @@ class SequenceBackbone:
         model: `transformers`' AutoModel, shared by everything that runs it, its own dropout off. pooling: which token
             stands for a pair: "last", the last one that is no padding (causal models), or "first" (encoders).
         targets: the names of q, k, v and out in every attention layer. sha256: of its weights.
-        longest: tokens, at most, to which a pair is cut.
+        max_length: tokens, at most, to which a pair is cut.
     """
 
     name: str
@@ -96,7 +96,7 @@ class SequenceBackbone:
     pooling: str
     targets: tuple[str, ...]
     sha256: str
-    longest: int = 256
+    max_length: int = 256
 
     @property
     def width(self) -> int:
@@ -109,11 +109,11 @@ class SequenceBackbone:
         return [f"{name}.weight" for name, _ in self.model.named_modules() if name.endswith(tuple(self.targets))]
 
     def tokenize(self, premises: Sequence[str], hypotheses: Sequence[str]) -> Tokens:
-        """Plain pairs, no prompt, cut to `longest` tokens from the end of the longer sentence. A tokenizer that puts
+        """Plain pairs, no prompt, cut to `max_length` tokens from the end of the longer sentence. A tokenizer that puts
         nothing between two sentences, as SmolLM2's, gets its end token there."""
         if not self.tokenizer.num_special_tokens_to_add(pair=True):
             hypotheses = [self.tokenizer.eos_token + hypothesis for hypothesis in hypotheses]
-        found = self.tokenizer(list(premises), list(hypotheses), truncation=True, max_length=self.longest)
+        found = self.tokenizer(list(premises), list(hypotheses), truncation=True, max_length=self.max_length)
         flat = torch.tensor([token for row in found["input_ids"] for token in row])
         types = found.get("token_type_ids")
         if types is not None:

@@ -22,10 +22,12 @@ TRAINING_VERSION = 1  # raise it whenever a change of the training code changes 
 
 def describe(suite: Suite | PairSuite, task: str, plan: Recipe, seed: int, device: torch.device) -> dict:
     """Everything that decides a fine-tuned model: its hash is the checkpoint's fingerprint."""
+    cut = getattr(suite.backbone, "max_length", 256)
     return {
         "suite": suite.name, "task": task, "data": suite.tasks[task].sha256, "backbone": suite.backbone.sha256,
         "recipe": plan.inputs(), "seed": seed, "version": TRAINING_VERSION,
         "device": device.type, "threads": CPU_THREADS if device.type == "cpu" else None,
+        **({} if cut == 256 else {"max_length": cut}),  # as before it could be chosen
     }  # fmt: skip
 
 

@@ -162,10 +162,10 @@ class Recipe:
 # so they get the same; ViT-L/14's batches are cut into four, see `recipe`.
 _PAPER = {"steps": 8000, "lr": 1e-5, "batch_size": 128, "warmup": 500, "evaluate_every": 0, "clip": "first"}
 # KnOTS's protocol for its adapters (arXiv 2410.19735); ViT-L/14 has another weight decay, see `recipe`. It names no
-# clipping: both gradients are clipped, as elsewhere here.
+# clipping: both gradients are clipped, as elsewhere here. Its training pictures are prepared as for evaluation.
 _KNOTS = {
     "steps": 50_000, "lr": 3e-4, "batch_size": 32, "warmup": 500, "evaluate_every": 2000, "patience": 5,
-    "min_delta": 1e-3,
+    "min_delta": 1e-3, "crop": 0.0,
 }  # fmt: skip
 # suite -> its recipes
 _RECIPES = {

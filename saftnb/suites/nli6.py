@@ -1,11 +1,16 @@
 """`nli6`: KnOTS's six tasks of sentence pairs, from the Hugging Face hub's parquet files.
 
     <data root>/nli6/<task>/<config>/<split>/*.parquet    (as the hub has them at the revision refs/convert/parquet)
+    <data root>/nli6/sizes.json                           optional: {task: {split: pairs}} of a folder with other data
 
 Labels are 0 entailment, 1 neutral, 2 contradiction. QNLI and RTE have two classes, of which the second becomes
-"contradiction"; SciTail has no contradiction (KnOTS, arXiv 2410.19735; its data ids, label maps and splits).
+"contradiction"; SciTail has no contradiction (KnOTS, arXiv 2410.19735; its data ids, label maps and splits). Unlike
+KnOTS we keep a pair that stands twice once, and cut pairs to 256 tokens unless told otherwise (KnOTS: 1,000 or 2,000).
+SciTail's configuration `tsv_format`, which KnOTS names, has 23,097 training pairs; `snli_format` has 23,596.
 """
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,30 +33,34 @@ class PairSource:
     Attributes:
         columns: of premise and hypothesis. labels: the data's label -> ours; pairs with another one stop the loading,
             those with −1 (no agreement of annotators) are left out.
-        carved: the share of the hub's validation split that is our validation, the rest being our test; None where the
-            hub has both. last: whether it is the split's end, else a permutation's begin.
+        sizes: pairs of the hub's splits. older: an id that the data set had before.
+        carved: the share of the hub's validation split that is our validation, rounded up, the rest being our test;
+            None where the hub has both. last: whether it is the split's end, else a permutation's begin.
     """
 
     hub: str
     config: str
     columns: tuple[str, str]
     labels: Mapping[int | str, int]
+    sizes: tuple[int, ...]
+    older: str = ""
     carved: float | None = None
     last: bool = False
 
 
 _ALL = {0: 0, 1: 1, 2: 2}
 _TWO = {0: 0, 1: 2}
+_SENTENCES, _TEXTS = ("sentence_A", "sentence_B"), ("text1", "text2")
+_PAIR = ("premise", "hypothesis")
+_SCITAIL = {"entails": 0, "neutral": 1, 0: 0, 1: 1}
 PAIR_SOURCES = {
-    "snli": PairSource("stanfordnlp/snli", "plain_text", ("premise", "hypothesis"), _ALL),
-    "mnli": PairSource("SetFit/mnli", "default", ("text1", "text2"), _ALL, 0.2, last=True),
-    "sick": PairSource("sick", "default", ("sentence_A", "sentence_B"), _ALL),
-    "qnli": PairSource("SetFit/qnli", "default", ("text1", "text2"), _TWO, 0.2),
-    "rte": PairSource("SetFit/rte", "default", ("text1", "text2"), _TWO, 0.5),
-    "scitail": PairSource(
-        "allenai/scitail", "tsv_format", ("premise", "hypothesis"), {"entails": 0, "neutral": 1, 0: 0, 1: 1}
-    ),
-}  # fmt: skip
+    "snli": PairSource("stanfordnlp/snli", "plain_text", _PAIR, _ALL, (550_152, 10_000, 10_000)),
+    "mnli": PairSource("SetFit/mnli", "default", _TEXTS, _ALL, (392_702, 9815), carved=0.2, last=True),
+    "sick": PairSource("RobZamp/sick", "default", _SENTENCES, _ALL, (4439, 495, 4906), older="sick"),
+    "qnli": PairSource("SetFit/qnli", "default", _TEXTS, _TWO, (104_743, 5463), carved=0.2),
+    "rte": PairSource("SetFit/rte", "default", _TEXTS, _TWO, (2490, 277), carved=0.5),
+    "scitail": PairSource("allenai/scitail", "tsv_format", _PAIR, _SCITAIL, (23_097, 1304, 2126)),
+}
 NLI6_BACKBONE = "meta-llama/Meta-Llama-3-8B"
 
 
@@ -68,8 +77,15 @@ def hub_splits(task: str) -> tuple[str, ...]:
     return ("train", "validation") if PAIR_SOURCES[task].carved else ("train", "validation", "test")
 
 
+def nli_sizes(task: str) -> dict[str, int]:
+    """Pairs that the hub's splits must have: the published numbers, or those of the folder's `sizes.json`."""
+    own = nli_folder() / "sizes.json"
+    stated = json.loads(own.read_text()) if own.is_file() else {}
+    return stated.get(task) or dict(zip(hub_splits(task), PAIR_SOURCES[task].sizes, strict=True))
+
+
 def nli_fault(task: str) -> str | None:
-    """What is wrong with a task's files, in one line; None if they are there with their columns. Reads footers only."""
+    """What is wrong with a task's files, in one line; None if they are whole. Reads their footers only."""
     import pyarrow.lib
     import pyarrow.parquet
 
@@ -78,13 +94,18 @@ def nli_fault(task: str) -> str | None:
         found = nli_files(task, split)
         if not found:
             return f"no {split} files"
+        count = 0
         for file in found:
             try:
-                names = set(pyarrow.parquet.read_schema(file).names)
+                footer = pyarrow.parquet.read_metadata(file)
             except (OSError, pyarrow.lib.ArrowException):
                 return f"{file.name} of {split} cannot be read"
-            if wanted - names:
-                return f"{file.name} of {split} lacks the column {sorted(wanted - names)[0]!r}"
+            missing = wanted - set(footer.schema.to_arrow_schema().names)
+            if missing:
+                return f"{file.name} of {split} lacks the column {sorted(missing)[0]!r}"
+            count += footer.num_rows
+        if count != nli_sizes(task)[split]:
+            return f"{split} has {count:,} pairs, not {nli_sizes(task)[split]:,}"
     return None
 
 
@@ -106,7 +127,7 @@ def nli6_task(name: str, backbone: SequenceBackbone) -> PairTask:
     rows = {split: _rows(name, split) for split in hub_splits(name)}
     if source.carved:
         every = rows.pop("validation")
-        count = round(source.carved * len(every))
+        count = math.ceil(source.carved * len(every) - 1e-9)
         if source.last:
             rows["test"], rows["validation"] = every[: len(every) - count], every[len(every) - count :]
         else:

@@ -1,7 +1,7 @@
 """`Suite` and `load_suite`."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pandas as pd
@@ -103,7 +103,13 @@ class Suite:
 
 
 def load_suite(
-    name: str = "pocket", *, backbone: str = "", split: int = 0, splits: str = "", precision: str = "float32"
+    name: str = "pocket",
+    *,
+    backbone: str = "",
+    split: int = 0,
+    splits: str = "",
+    precision: str = "float32",
+    max_length: int = 256,
 ) -> Suite | PairSuite:
     """A suite by name.
 
@@ -119,6 +125,7 @@ def load_suite(
             The test pictures are always the same, but for those that "knots" takes for validation.
         splits: for "vision8" the published protocol, "saft" (also "") or "knots", see `vision8_task`.
         precision: see `Suite`. A language model has the precision of its weights' file.
+        max_length: tokens, at most, to which sentence pairs are cut.
 
     Raises:
         ValueError: unknown suite, backbone, splits or precision, or a split below 0 (or above, for pairs).
@@ -136,7 +143,9 @@ def load_suite(
     if name in _PAIR_SUITES:
         if split:
             raise ValueError(f"suite {name!r} has one deal of its pairs, split 0")
-        return _pairs(name, backbone)
+        if max_length < 8:
+            raise ValueError(f"max_length is 8 tokens or more, not {max_length}")
+        return _pairs(name, backbone, max_length)
     if name == "pocket":
         loaders = {task: partial(pocket_task, task) for task in POCKET_TASKS}
     elif name == "thimble":
@@ -150,10 +159,11 @@ def load_suite(
 _PAIR_SUITES = ("pocket-nli", "thimble-nli", "nli6")
 
 
-def _pairs(name: str, backbone: str) -> PairSuite:
+def _pairs(name: str, backbone: str, max_length: int) -> PairSuite:
     if name == "nli6":
         require_nli()
     model = load_sequence_backbone(backbone or (NLI6_BACKBONE if name == "nli6" else "minilm"))
+    model = replace(model, max_length=max_length)
     if name == "nli6":
         loaders = {task: partial(nli6_task, task, model) for task in PAIR_SOURCES}
     elif name == "pocket-nli":

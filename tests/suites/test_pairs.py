@@ -12,7 +12,7 @@ from saftnb.suites import LABELS, PairSplit, PairTask, load_suite
 from saftnb.suites.grammar import _ADJECTIVES, _KINDS, PARTS, PHENOMENA, Sentence, pairs, relation
 from saftnb.suites.nli6 import PAIR_SOURCES, nli6_task, nli_fault
 from saftnb.suites.pocket_nli import SIZES
-from tests.standins import write_language_model, write_nli, write_pairs
+from tests.standins import state_pairs, write_language_model, write_nli, write_pairs
 
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
@@ -204,11 +204,25 @@ def test_pairs_without_a_label_are_left_out_and_strange_ones_stop(data, tmp_path
         load_suite("nli6", backbone="tiny-llama")
 
 
+def test_the_published_splits_of_rte_and_their_sizes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAFTNB_DATA", str(tmp_path))
+    write_nli(tmp_path)
+    write_pairs(tmp_path, "rte", split="validation", count=277)
+    task = load_suite("nli6", backbone="tiny-llama").tasks["rte"]
+    assert (len(task.validation), len(task.test)) == (139, 138)  # KnOTS's 89.855 % is 124 of 138
+    (tmp_path / "nli6" / "sizes.json").unlink()
+    assert nli_fault("rte") == "train has 60 pairs, not 2,490"
+    for name, source in PAIR_SOURCES.items():
+        assert len(source.sizes) == (2 if source.carved else 3), name
+
+
 def test_a_pair_of_two_splits_stays_in_test(data, tmp_path, monkeypatch):
     monkeypatch.setenv("SAFTNB_DATA", str(tmp_path))
     write_nli(tmp_path)
     folder = tmp_path / "nli6" / "sick" / PAIR_SOURCES["sick"].config
     (folder / "train" / "0001.parquet").write_bytes((folder / "test" / "0000.parquet").read_bytes())
+    assert nli_fault("sick") == "train has 84 pairs, not 60"
+    state_pairs(tmp_path, "sick", "train", 84)
     backbone = load_suite("nli6", backbone="tiny-llama").backbone
     task = nli6_task("sick", backbone)
     assert (len(task.train), len(task.test)) == (60, 24)
