@@ -49,7 +49,13 @@ def suite_hits(
         pictures: the first so many of each split (no split goes class by class), in place of all.
         tangent: whether `vector` is one of the tangent model (see `Recipe.tangent`).
     """
-    tower = suite.tower(vector, tangent=tangent)
+    how = {"split": split, "tasks": tasks, "pictures": pictures, "device": device}
+    return _hits_of(suite, suite.tower(vector, tangent=tangent), **how)
+
+
+def _hits_of(
+    suite: Suite | PairSuite, tower: nn.Module, *, split: str, tasks: Sequence[str], pictures: int | None, device: str
+) -> dict[str, Tensor]:  # fmt: skip
     return {
         name: hits(suite.classifier(name, tower), suite.tasks[name].splits[split][:pictures], device=device)
         for name in tasks or suite.tasks
@@ -228,7 +234,10 @@ class SuiteAccuracy:
         """Accuracy per task, 0 to 1, at θ0 + scale · vector, for every scale."""
         if isinstance(self.suite, PairSuite):
             how = {"split": self.split, "tasks": self.tasks, "pictures": self.pictures, "device": self.device}
-            found = [accuracies(suite_hits(self.suite, scale * vector, **how)) for scale in scales]
+            tower, found = self.suite.tower(vector), []
+            for scale in scales:
+                tower.scale = scale  # the vector lies on the device once, and is scaled there
+                found.append(accuracies(_hits_of(self.suite, tower, **how)))
         else:
             family = ModelFamily(self.suite, [vector], tangent=self.tangent, device=self.device)
             how = {"split": self.split, "pictures": self.pictures}

@@ -27,7 +27,7 @@ from saftnb.evaluate import (
 )  # fmt: skip
 from saftnb.finetune import recipe
 from saftnb.suites import load_suite
-from saftnb.task_vector import TaskVector
+from saftnb.task_vector import LowRank, TaskVector
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +232,18 @@ def test_a_suite_in_bf16_evaluates_and_trains_in_it(suite, monkeypatch):
     for name, message in (("thimble", "one of float32, bf16"), ("pocket-nli", "float32 alone for language models")):
         with pytest.raises(ValueError, match=f"precision is {message}, not 'fp8'"):
             load_suite(name, precision="fp8")
+
+
+def test_a_language_model_is_scaled_where_its_vector_lies(monkeypatch):
+    pairs = load_suite("thimble-nli")
+    draw = torch.Generator().manual_seed(0)
+    low = {name: LowRank(torch.randn(384, 2, generator=draw) / 9, torch.randn(2, 384, generator=draw) / 9)
+           for name in pairs.backbone.layers[:6]}  # fmt: skip
+    dense = {name: delta.dense() for name, delta in low.items()}
+    for vector in (TaskVector(low), TaskVector(dense)):
+        with monkeypatch.context() as patch:
+            patch.setattr(TaskVector, "__rmul__", None)  # a copy for each scale
+            found = SuiteAccuracy(pairs, pictures=40).along(vector, [0.0, 0.7, 3.0])
+        wanted = [accuracies(suite_hits(pairs, s * vector, split="validation", pictures=40)) for s in (0.0, 0.7, 3.0)]
+        assert found == wanted
+        assert found[0] != found[2]

@@ -125,8 +125,8 @@ class SequenceBackbone:
 class SequenceTower(nn.Module):
     """A backbone's model, pooled: Tokens → (n, width), float32. With a task vector, of the model moved by it.
 
-    The model is not copied: the vector's deltas, of weights of linear layers, are added to these layers' outputs while
-    this runs.
+    The model is not copied: the vector's deltas, of weights of linear layers, times `scale`, are added to these layers'
+    outputs while this runs.
 
     Raises:
         ValueError: the vector has a delta of something else: it is of another model.
@@ -135,7 +135,7 @@ class SequenceTower(nn.Module):
     def __init__(self, backbone: SequenceBackbone, vector: TaskVector | None = None):
         super().__init__()
         self.model, self.pooling, self.targets = backbone.model, backbone.pooling, backbone.targets
-        self._deltas = dict(vector or {})
+        self._deltas, self.scale = dict(vector or {}), 1.0
         for name, delta in self._deltas.items():
             layer = self._layer(name)
             if not name.endswith(".weight") or not isinstance(layer, nn.Linear):
@@ -163,7 +163,7 @@ class SequenceTower(nn.Module):
                     delta = self._deltas[name] = delta.to(out.device)
                 x = given[0].to(delta.dtype)
                 moved = x @ delta.A.T @ delta.B.T if isinstance(delta, LowRank) else x @ delta.T
-                return out + moved.to(out.dtype)
+                return out + (moved if self.scale == 1.0 else self.scale * moved).to(out.dtype)
 
             return add
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from saftnb.delta import is_finite
+from saftnb.merging.dare import ThinnedVector, generators, thinned_by_name
 from saftnb.merging.deltas import dense, promoted_dtype, scaled_sum
 from saftnb.merging.registry import Range, method
 from saftnb.merging.ties import trim_elect_merge
@@ -55,8 +56,9 @@ def dare_task_arithmetic(
     seed: Annotated[int, Range(0)] = 0,
     scale: Annotated[float, Range()] = 1.0,
 ) -> TaskVector:
-    """λ Σ DARE(τ_t): entries dropped at random, the kept ones divided by the share kept, see `_dropped`."""
-    return _in_dtype_of(vectors, _scaled_sum(_dropped(vectors, drop, seed), scale))
+    """λ Σ DARE(τ_t): entries dropped at random, the kept ones divided by the share kept, see `saftnb.merging.dare`."""
+    merged = {name: scaled_sum(parts, scale) for name, parts in thinned_by_name(vectors, drop, seed)}
+    return _in_dtype_of(vectors, merged)
 
 
 @method
@@ -70,7 +72,8 @@ def dare_ties(
     aggregate: Literal["mean", "sum"] = "mean",
 ) -> TaskVector:
     """λ · TIES(DARE(τ_1) … DARE(τ_n)), which by default trims nothing after DARE."""
-    thinned = _dropped(vectors, drop, seed)
+    drawn = generators(len(vectors), seed)
+    thinned = [ThinnedVector(vector, drop, one) for vector, one in zip(vectors, drawn, strict=True)]
     return _in_dtype_of(vectors, trim_elect_merge(thinned, keep=keep, scale=scale, aggregate=aggregate))
 
 
@@ -137,23 +140,6 @@ def regmean(
     return TaskVector(merged)
 
 
-def _dropped(vectors: Sequence[TaskVector], drop: float, seed: int) -> list[TaskVector]:
-    """DARE (Yu et al. 2024, arXiv 2311.03099): each entry stays with probability 1 − drop and is divided by 1 − drop.
-
-    Drawn on the CPU by a generator of its own for each task, so that every device drops the same entries.
-    """
-    result = []
-    for number, vector in enumerate(vectors):
-        generator = torch.Generator().manual_seed(seed * 10_007 + number)
-        thinned = {}
-        for name, delta in vector.items():
-            kept = torch.rand(delta.shape, generator=generator) >= drop
-            values = dense(delta, promoted_dtype([delta], at_least=torch.float32))
-            thinned[name] = values * kept.to(delta.device) / (1 - drop)
-        result.append(TaskVector(thinned))
-    return result
-
-
 def _require_statistics(
     statistics: Sequence[Mapping[str, Tensor]],
     shapes: Mapping[str, Sequence[int]],
@@ -185,6 +171,6 @@ def _scaled_sum(vectors: Sequence[TaskVector], scale: float) -> TaskVector:
     return TaskVector({name: scaled_sum([v[name] for v in vectors], scale) for name in vectors[0]})
 
 
-def _in_dtype_of(vectors: Sequence[TaskVector], merged: TaskVector) -> TaskVector:
+def _in_dtype_of(vectors: Sequence[TaskVector], merged: Mapping[str, Tensor]) -> TaskVector:
     """Each parameter in the dtype that its deltas have together: the one rounding, at the end."""
     return TaskVector({name: delta.to(promoted_dtype(v[name] for v in vectors)) for name, delta in merged.items()})

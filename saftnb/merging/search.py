@@ -65,9 +65,10 @@ def search(
             for here, scale, scores in zip(_points(point, grid), scales, _scores(score, vector, scales), strict=True):
                 rows.append({**here, **scores, "mean": sum(scores.values()) / len(scores)})
                 if rows[-1]["mean"] > best_mean:
-                    best, best_mean = (scale * vector, here), rows[-1]["mean"]
+                    best, best_mean = (vector, scale, here), rows[-1]["mean"]
                 bar.update()
-    return Search(best[0], best[1], pd.DataFrame(rows), _edges(grid, best[1]))
+    vector, scale, chosen = best
+    return Search(scale * vector, chosen, pd.DataFrame(rows), _edges(grid, chosen))
 
 
 def coordinate_search(
@@ -110,10 +111,10 @@ def coordinate_search(
                 ):
                     rows.append({**here, **scores, "mean": sum(scores.values()) / len(scores)})
                     if rows[-1]["mean"] > best_mean:
-                        best, best_mean = (scale * vector, here), rows[-1]["mean"]
+                        best, best_mean = (vector, scale, here), rows[-1]["mean"]
             bar.update(len(values))
-            chosen = {n: best[1][n] for n in grid}
-    return Search(best[0], chosen, pd.DataFrame(rows), _edges(grid, chosen))
+            chosen = {n: best[2][n] for n in grid}
+    return Search(best[1] * best[0], chosen, pd.DataFrame(rows), _edges(grid, chosen))
 
 
 def check_grid(method: str, grid: Mapping[str, Sequence[float]]) -> None:

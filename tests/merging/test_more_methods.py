@@ -14,7 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from saftnb.backbones import ImageClassifier
-from saftnb.merging import LowRank, TaskVector, merge, statistics
+from saftnb.merging import LowRank, TaskVector, dare, merge, statistics, ties
 from saftnb.merging.statistics import fisher_diagonal, gram_matrices
 from saftnb.suites import load_suite
 
@@ -163,6 +163,30 @@ def test_dare_ties_is_ties_of_what_dare_left() -> None:
     # The first task's mask is the same alone and among others.
     thinned = merge(vectors[:1], "dare_task_arithmetic", drop=0.5, seed=2)
     same(merge(vectors[:1], "dare_ties", drop=0.5, seed=2), dict(thinned))
+
+
+@pytest.mark.parametrize("keep", [0.3, 1.0])
+def test_dare_of_large_adapters_row_by_row_is_that_of_whole_matrices(monkeypatch, keep) -> None:
+    g = torch.Generator().manual_seed(0)
+
+    def factors(out: int, into: int) -> LowRank:  # whole numbers: both ways sum exactly
+        parts = torch.randint(-4, 5, (out, 2), generator=g), torch.randint(-4, 5, (2, into), generator=g)
+        return LowRank(*(part.float() for part in parts))
+
+    low = [TaskVector({"w": factors(30, 21), "b": torch.randn(5, generator=g), "v": factors(9, 8)}) for _ in range(3)]
+    how = {"drop": 0.5, "seed": 2, "keep": keep}
+    whole = merge(low, "dare_ties", **how)
+    monkeypatch.setattr(dare, "LARGE", 100)
+    formed = []
+    rows = dare.ThinnedRows.__getitem__
+    monkeypatch.setattr(dare.ThinnedRows, "__getitem__", lambda self, part: formed.append(part) or rows(self, part))
+    for span in (21, 2**17):  # a row at a time, and all at once
+        monkeypatch.setitem(ties.SPAN, "cpu", span)
+        assert_close(dict(merge(low, "dare_ties", **how)), dict(whole), rtol=0, atol=0)
+    assert formed
+    assert max(part.stop - part.start for part in formed[: len(formed) // 2]) <= 1
+    thinned = [merge([vector], "dare_task_arithmetic", drop=0.5, seed=2) for vector in low[:1]]
+    assert_close(dict(merge(low[:1], "dare_ties", drop=0.5, seed=2)), dict(thinned[0]), rtol=0, atol=0)
 
 
 ALL = {"dare_task_arithmetic": {"drop": 0.0}, "dare_ties": {"drop": 0.0}}
