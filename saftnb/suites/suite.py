@@ -22,7 +22,7 @@ from saftnb.suites.pairs import PairSuite
 from saftnb.suites.pocket import POCKET_TASKS, pocket_task, thimble_task
 from saftnb.suites.pocket_nli import POCKET_NLI_TASKS, THIMBLE_NLI_TASKS, THIMBLE_SIZES, pocket_nli_task
 from saftnb.suites.task import Task, resample
-from saftnb.suites.vision8 import SOURCES, SPLITS, require_whole, vision8_task
+from saftnb.suites.vision8 import SOURCES, SPLITS, kept_head, require_whole, vision8_task
 from saftnb.task_vector import TaskVector
 
 PRECISIONS = ("float32", "bf16")
@@ -72,7 +72,9 @@ class Suite:
         """The task's frozen zero-shot head (classes, embedding)."""
         if task not in self._heads:
             chosen = self.tasks[task]
-            self._heads[task] = self.backbone.zero_shot_head(chosen.class_names, chosen.prompts)
+            make = partial(self.backbone.zero_shot_head, chosen.class_names, chosen.prompts)
+            asked = f"{self.backbone.sha256} {chosen.class_names} {chosen.prompts}"
+            self._heads[task] = make() if self.name != "vision8" else kept_head(task, asked, make)
         return self._heads[task]
 
     def tower(self, vector: TaskVector | None = None, *, tangent: bool = False) -> nn.Module:

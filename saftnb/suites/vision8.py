@@ -2,7 +2,7 @@
 
     <data root>/vision8/<task>/…/train-*.parquet  test-*.parquet   (as the hub has them: a local copy will do)
     <data root>/vision8/sizes.json                optional: {task: {"train": n, "test": n}} of a folder with other data
-    <data root>/vision8/.decoded, .arrow          what is made from them
+    <data root>/vision8/.decoded, .arrow, .heads  what is made from them
 
 Class names and prompt templates are those of CLIP's zero-shot heads (`vision8_prompts.json`).
 """
@@ -10,14 +10,17 @@ Class names and prompt templates are those of CLIP's zero-shot heads (`vision8_p
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saftnb.disk import whole_file
+from saftnb import disk
 from saftnb.paths import data_root
 from saftnb.suites.stored import StoredSplit
 from saftnb.suites.task import Task
@@ -142,6 +145,22 @@ def vision8_task(name: str, size: int, splits: str = "saft", deal: int = 0) -> T
     return Task(name, "real", class_names, templates, **parts)
 
 
+def kept_head(task: str, asked: str, make: Callable[[], Tensor]) -> Tensor:
+    """The zero-shot head (classes, embedding) that `make` makes: a text tower does it once, later processes read it.
+    `asked` says what decides it."""
+    file = folder() / ".heads" / f"{task}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.safetensors"
+    if file.is_file():
+        try:
+            return load_file(file)["head"]
+        except (SafetensorError, KeyError):
+            pass  # it is made anew
+    head = make()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with disk.whole_file(file) as part:
+        save_file({"head": head.contiguous()}, part)
+    return head
+
+
 def divide_rows(name: str, train: int, test: int, splits: str, deal: int) -> dict[str, tuple[str, Tensor]]:
     """Split -> which part of the data set it comes from, and which rows of it.
 
@@ -206,7 +225,7 @@ def identify(parquet: list[Path]) -> str:
         fresh[key] = known.get(key) or _sha256(file)
     if not fresh.items() <= known.items():
         kept = {key: value for key, value in known.items() if key.split()[0] not in {file.name for file in parquet}}
-        with whole_file(known_file) as part:
+        with disk.whole_file(known_file) as part:
             part.write_text(json.dumps(kept | fresh, indent=1) + "\n")
     return hashlib.sha256("\n".join(fresh.values()).encode()).hexdigest()
 

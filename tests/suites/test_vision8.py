@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from saftnb import cli, disk, prepare
-from saftnb.backbones import Attention, ImageClassifier, load_openai_backbone, openai, unfuse_attention
+from saftnb.backbones import Attention, Backbone, ImageClassifier, load_openai_backbone, openai, unfuse_attention
 from saftnb.evaluate import suite_hits
 from saftnb.finetune import finetune, recipe
 from saftnb.finetune.train import Training, _Batches, draw_batch
@@ -434,6 +434,21 @@ def _decode_as(host, split, answers):
 
 def _without_locks(*_):
     raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+def test_a_zero_shot_head_is_made_once_and_a_broken_one_again(data, monkeypatch):
+    made = []
+    real = Backbone.zero_shot_head
+    monkeypatch.setattr(Backbone, "zero_shot_head", lambda self, *words: made.append(words) or real(self, *words))
+    head = load_suite("vision8").head("gtsrb")
+    assert torch.equal(load_suite("vision8").head("gtsrb"), head)
+    assert len(made) == 1
+    (file,) = (vision8.folder() / ".heads").iterdir()
+    file.write_bytes(file.read_bytes()[:-8])
+    assert torch.equal(load_suite("vision8").head("gtsrb"), head)
+    assert len(made) == 2
+    load_suite("vision8").head("dtd")
+    assert len(made) == 3
 
 
 def test_a_variant_without_quickgelu_is_an_error(data):
