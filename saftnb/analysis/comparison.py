@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 
 import pandas as pd
+import torch
 
+from saftnb.analysis.kept_merges import Merged, kept
+from saftnb.backbones import resolve_device
 from saftnb.evaluate import SuiteAccuracy, accuracies, ensemble_hits, individual_hits, suite_hits
 from saftnb.finetune import TaskVectors
 from saftnb.merging import Representation, methods, represent
@@ -103,6 +108,10 @@ def compare(
         measure, test: in place of the accuracies on the suite's tasks: the score of a merged vector on validation, and
             what to note of it on test. The models that are no merge are then left to the caller.
 
+    Every merge that was searched and tested is kept in the checkpoint store (unless by the caller's own functions), and
+    is found there again by the same code: a comparison that broke off goes on, and one that is split over several
+    processes, by recipe and seed, is put together by one that asks for all.
+
     Raises:
         ValueError: no such protocol, method, space or hyperparameter; before anything is merged.
     """
@@ -110,35 +119,129 @@ def compare(
         raise ValueError(f"protocol is saft or knots, not {protocol!r}")
     spaces = dict(spaces) if isinstance(spaces, Mapping) else {space: {} for space in spaces}
     _check(grids, spaces)
+    how = _How(protocol, pictures, test_pictures, statistics_pictures, targets, resolve_device(device).type)
     found = Comparison()
     for recipe, seed in vectors:
-        experts = vectors[recipe, seed]
-        own = suite.with_heads(vectors.heads(recipe, seed)) if isinstance(suite, PairSuite) else suite
-        how = {"tangent": vectors.plans[recipe].tangent, "device": device}
-        on_test = how | {"pictures": test_pictures or None}
+        job = _Job(suite, vectors, recipe, seed, how, device, progress, measure, test)
         if test is None:
-            for model, hits in _unmerged(own, experts, on_test).items():
-                found.tested[model, "", recipe, seed] = hits
-        score = measure or _score(own, experts, protocol, pictures or None, how)
-        for method, space, there in _merges(experts, grids, spaces):
-            statistics = None
-            if methods()[method].needs_statistics:
-                if how["tangent"]:
-                    continue  # these statistics are of the plain model
-                statistics = suite_statistics(own, experts, method, pictures=statistics_pictures, device=device)
-            if protocol == "knots" and grids[method]:
-                result = coordinate_search(there, method, grids[method], score, progress=progress)
-            else:
-                result = search(there, method, grids[method], score, statistics=statistics, progress=progress)
-            key = (method, space, recipe, seed)
-            found.tested[key] = test(result.vector) if test else suite_hits(own, result.vector, **on_test)
-            if targets and grids[method]:
-                best = per_target(there, method, result, statistics=statistics)
-                found.targeted[key] = {
-                    task: suite_hits(own, vector, tasks=[task], **on_test)[task] for task, (_, vector) in best.items()
-                }
-            found.found[key] = replace(result, vector=None)
+            unmerged = kept(job.inputs("unmerged", "", {}, {}), job.unmerged)
+            found.tested |= {(model, "", recipe, seed): hits for model, hits in unmerged.tested.items()}
+        for method, space, where in _merges(grids, spaces):
+            if methods()[method].needs_statistics and job.tangent:
+                continue  # these statistics are of the plain model
+            key, options = (method, space, recipe, seed), spaces.get(where, {})
+            inputs = job.inputs(method, where, options, grids[method])
+            one = kept(inputs, partial(job.merged, method, where, options, grids[method]))
+            found.tested[key], found.found[key] = one.tested[method], one.search
+            if one.targeted:
+                found.targeted[key] = one.targeted
     return found
+
+
+@dataclass(frozen=True)
+class _How:
+    """How merges are chosen and tested: what decides them beside experts, method, space and grid."""
+
+    protocol: str
+    pictures: int
+    test_pictures: int
+    statistics_pictures: int
+    targets: bool
+    device: str
+
+
+@dataclass(eq=False)
+class _Job:
+    """The merges of one recipe and seed. What they share is made when one of them is not kept yet."""
+
+    whole_suite: Suite | PairSuite
+    vectors: TaskVectors
+    recipe: str
+    seed: int
+    how: _How
+    device: str
+    progress: bool
+    measure: Callable | None
+    test: Callable | None
+    _there: tuple[str, Representation] | None = None
+
+    @property
+    def tangent(self) -> bool:
+        return self.vectors.plans[self.recipe].tangent
+
+    @property
+    def experts(self) -> dict[str, TaskVector]:
+        return self.vectors[self.recipe, self.seed]
+
+    @cached_property
+    def suite(self) -> Suite | PairSuite:
+        """With every task's own head, where the suite has such."""
+        if not isinstance(self.whole_suite, PairSuite):
+            return self.whole_suite
+        return self.whole_suite.with_heads(self.vectors.heads(self.recipe, self.seed))
+
+    @property
+    def on_test(self) -> dict:
+        return {"tangent": self.tangent, "device": self.device, "pictures": self.how.test_pictures or None}
+
+    def inputs(self, method: str, space: str, options: Mapping, grid: Mapping) -> dict | None:
+        """What decides an entry; None where the caller's own functions do."""
+        if self.measure or self.test:
+            return None
+        name = f"{self.whole_suite.name}-{method}{'-' * bool(space)}{space}-{self.recipe}-s{self.seed}"
+        grid = {one: list(values) for one, values in grid.items()}
+        return {
+            "name": re.sub(r"[^\w.=+-]+", "-", name), "experts": self.vectors.fingerprints(self.recipe, self.seed),
+            "method": method, "space": space, "options": dict(options), "grid": grid, "how": asdict(self.how),
+            "precision": getattr(self.whole_suite, "precision", "float32"), "torch": torch.__version__,
+        }  # fmt: skip
+
+    def unmerged(self) -> Merged:
+        """What is no merge: the model before any training, all experts together, each on its own task."""
+        start = "no adapter" if isinstance(self.suite, PairSuite) else "zero-shot"
+        hits = {
+            start: suite_hits(self.suite, **self.on_test),
+            "ensemble": ensemble_hits(self.suite, self.experts, **self.on_test),
+            "individual": individual_hits(self.suite, self.experts, **self.on_test),
+        }
+        return Merged(None, hits, {})
+
+    def merged(self, method: str, space: str, options: Mapping, grid: Mapping) -> Merged:
+        """One method in one space: its coefficients chosen, and tested."""
+        statistics = None
+        if methods()[method].needs_statistics:
+            experts, count = self.experts, self.how.statistics_pictures
+            there = represent({task: vector.dense() for task, vector in experts.items()})
+            statistics = suite_statistics(self.suite, experts, method, pictures=count, device=self.device)
+        else:
+            there = self._represented(space, options)
+        if self.how.protocol == "knots" and grid:
+            result = coordinate_search(there, method, grid, self.score, progress=self.progress)
+        else:
+            result = search(there, method, grid, self.score, statistics=statistics, progress=self.progress)
+        tested = self.test(result.vector) if self.test else suite_hits(self.suite, result.vector, **self.on_test)
+        targeted = {}
+        if self.how.targets and grid:
+            for task, (_, vector) in per_target(there, method, result, statistics=statistics).items():
+                targeted[task] = suite_hits(self.suite, vector, tasks=[task], **self.on_test)[task]
+        return Merged(replace(result, vector=None), {method: tested}, targeted)
+
+    def _represented(self, space: str, options: Mapping) -> Representation:
+        if self._there is None or self._there[0] != space:
+            self._there = None  # free the old one first
+            self._there = space, represent(self.experts, space, **options)
+        return self._there[1]
+
+    @cached_property
+    def score(self) -> Callable[[TaskVector], Mapping[str, float]]:
+        """The score of a merged vector on validation."""
+        if self.measure:
+            return self.measure
+        how = {"tangent": self.tangent, "device": self.device, "pictures": self.how.pictures or None}
+        own = None
+        if self.how.protocol == "knots":
+            own = accuracies(individual_hits(self.suite, self.experts, split="validation", **how))
+        return SuiteAccuracy(self.suite, individual=own, **how)
 
 
 def _check(grids: Mapping[str, Mapping], spaces: Mapping[str, Mapping]) -> None:
@@ -150,35 +253,15 @@ def _check(grids: Mapping[str, Mapping], spaces: Mapping[str, Mapping]) -> None:
         known_spaces()[space].check(dict(options))
 
 
-def _unmerged(suite, experts: Mapping[str, TaskVector], on_test: dict) -> dict[str, dict]:
-    """The hits of what is no merge: the model before any training, all experts together, each on its own task."""
-    start = "no adapter" if isinstance(suite, PairSuite) else "zero-shot"
-    return {
-        start: suite_hits(suite, **on_test),
-        "ensemble": ensemble_hits(suite, experts, **on_test),
-        "individual": individual_hits(suite, experts, **on_test),
-    }
-
-
-def _score(suite, experts: Mapping[str, TaskVector], protocol: str, pictures: int | None, how: dict) -> SuiteAccuracy:
-    own = None
-    if protocol == "knots":
-        own = accuracies(individual_hits(suite, experts, split="validation", pictures=pictures, **how))
-    return SuiteAccuracy(suite, pictures=pictures, individual=own, **how)
-
-
-def _merges(
-    experts: Mapping[str, TaskVector], grids: Mapping[str, Mapping], spaces: Mapping[str, Mapping]
-) -> Iterator[tuple[str, str, Representation]]:
-    """Every method in every space where it is to be merged, with the experts as they are there."""
+def _merges(grids: Mapping[str, Mapping], spaces: Mapping[str, Mapping]) -> Iterator[tuple[str, str, str]]:
+    """Every method in every space where it is to be merged: the method, the space in tables, and where it is done."""
     first = next(iter(spaces))
-    for space, options in spaces.items():
-        there = represent(experts, space, **options)
+    for space in spaces:
         for method in grids:
             if methods()[method].needs_statistics:
                 if space == first:  # in the weights, whatever the spaces are
-                    yield method, "weights", represent({task: vector.dense() for task, vector in experts.items()})
+                    yield method, "weights", "weights"
             elif method not in SAME_IN_EVERY_SPACE or len(spaces) == 1:
-                yield method, space, there
+                yield method, space, space
             elif space == first:
-                yield method, EVERY_SPACE, there
+                yield method, EVERY_SPACE, space

@@ -104,13 +104,18 @@ class TaskVectors(Mapping[tuple[str, int], dict[str, TaskVector]]):
         self.tasks = tuple(tasks or suite.tasks)
         self._keys = list(dict.fromkeys(itertools.product(self.plans, seeds)))
         self._last: tuple[tuple[str, int] | None, dict[str, TaskVector]] = (None, {})
+        self._fingerprints: dict[tuple[str, int], dict[str, str]] = {}
         for name, seed in self._keys:
-            for task in self.tasks:
-                self._find(name, seed, task)
+            found = {task: self._find(name, seed, task).fingerprint for task in self.tasks}
+            self._fingerprints[name, seed] = found
 
     def _find(self, name: str, seed: int, task: str) -> store.FineTuned:
         plan = self.plans[name]
         return finetune(self._suite, task, plan, seed, device=self._device, progress=self._progress)
+
+    def fingerprints(self, name: str, seed: int) -> dict[str, str]:
+        """By task, the hash of everything that decides the task's model."""
+        return self._fingerprints[name, seed]
 
     def heads(self, name: str, seed: int) -> dict[str, Tensor]:
         """Of sentence pairs: every task's own head, see `PairSuite.with_heads`; {} for pictures."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import saftnb as sn
+from saftnb.analysis import comparison, kept_merges
 from saftnb.evaluate import SuiteAccuracy, accuracies, individual_hits, suite_hits
 from saftnb.merging import merge, represent
 from saftnb.merging.search import coordinate_search, per_target, search
@@ -71,6 +72,51 @@ def test_it_does_what_the_loops_do(bench, lora):
     curves = found.curves(["ties"])
     assert set(curves["method"]) == {"ties"}
     assert curves["chosen"].sum() == 2  # one a space
+
+
+def test_a_comparison_that_breaks_off_goes_on_where_it_was(bench, lora, tmp_path, monkeypatch):
+    """Stopped in the third merge; the rest is all that the second run does, and the third does nothing."""
+    monkeypatch.setenv("SAFTNB_STORE", str(tmp_path))
+    how = {"spaces": ("weights", "knots"), "targets": True, "statistics_pictures": 10, "pictures": 20, "device": "cpu"}
+    done, real = [], comparison._Job.merged
+
+    def merged(self, method, *rest):
+        if len(done) == 2 and method == "ties" and stop:
+            raise KeyboardInterrupt
+        done.append(method)
+        return real(self, method, *rest)
+
+    monkeypatch.setattr(comparison._Job, "merged", merged)
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        sn.compare(bench, lora, GRIDS, progress=False, **how)
+    assert done == ["average", "task_arithmetic"]
+    stop = False
+    first = sn.compare(bench, lora, GRIDS, progress=False, **how)
+    assert done == ["average", "task_arithmetic", "ties", "regmean", "ties"]
+    monkeypatch.setattr(comparison, "suite_hits", None)  # nothing is merged or evaluated any more
+    monkeypatch.setattr(comparison, "represent", None)
+    again = sn.compare(bench, lora, GRIDS, progress=False, **how)
+    assert again.scores().equals(first.scores())
+    assert again.curves().equals(first.curves())
+    assert again.chosen().equals(first.chosen())
+    assert all(equal(again.targeted[key], first.targeted[key]) for key in first.targeted)
+    part = sn.compare(bench, lora, {"ties": GRIDS["ties"]}, progress=False, **how)  # a part of it, by method
+    assert part.found["ties", "knots", "lora", 0].best == first.found["ties", "knots", "lora", 0].best
+    with pytest.raises(TypeError):  # other pictures are another question
+        sn.compare(bench, lora, GRIDS, progress=False, **how | {"pictures": 19})
+
+
+def test_another_code_of_the_library_is_another_entry(bench, lora, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAFTNB_STORE", str(tmp_path))
+    how = {"device": "cpu", "pictures": 10, "progress": False}
+    sn.compare(bench, lora, {"average": {}}, **how)
+    known = set(tmp_path.iterdir())
+    sn.compare(bench, lora, {"average": {}}, **how)
+    assert set(tmp_path.iterdir()) == known
+    monkeypatch.setattr(kept_merges, "code_sha256", lambda: "other")
+    sn.compare(bench, lora, {"average": {}}, **how)
+    assert len(set(tmp_path.iterdir()) - known) == 2  # the merge, and what is no merge
 
 
 def test_the_plain_protocol_tries_every_combination(bench, lora):
