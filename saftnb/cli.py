@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import saftnb
+
 ENGINES = ("local", "ray")
 
 
@@ -56,6 +58,7 @@ def _refusing(*kinds: type[Exception]) -> Iterator[None]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="saftnb", description="Grids of notebooks, reports, merges.")
+    parser.add_argument("--version", action="version", version=f"saftnb {saftnb.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     grid = commands.add_parser("grid", help="run what is missing of a grid of notebooks")
     grid.add_argument("file", type=Path, metavar="FILE", help="the grid, in YAML")
@@ -106,8 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("-o", "--out", type=Path, metavar="OUT", help="the folder to write")
     merge.add_argument("--rank", type=int, metavar="R", help="of the merged adapter, at most")
     merge.add_argument("--any-base", action="store_true", help="also adapters that name different base models")
-    merge.add_argument("--dry-run", action="store_true", help="check, and say shapes, memory and time")
-    merge.add_argument("--force", action="store_true", help="replace OUT where it is there")
+    merge.add_argument("--dry-run", action="store_true", help="check, say shapes, memory, time and result")
+    merge.add_argument("--force", action="store_true", help="replace OUT where it is the result of a merge")
     merge.add_argument("--list", action="store_true", help="the methods and spaces, with what they take")
     merge.set_defaults(command=_merge)
     doctor = commands.add_parser("doctor", help="say what this machine has, what is missing, and what mends it")
@@ -207,10 +210,12 @@ def _merge(options: argparse.Namespace) -> int:
     from saftnb.merging import files
 
     if options.list:
+        if options.models or options.values:
+            raise _Refused("--list takes nothing else")
         print(*files.listing(), sep="\n")
         return 0
     for name in ("method", "out"):
-        if not getattr(options, name):
+        if not getattr(options, name) and not (name == "out" and options.dry_run):
             raise _Refused(f"--{name} is missing: saftnb merge MODEL MODEL … --method METHOD -o OUT (see --list)")
     with _refusing(ValueError, OSError):
         planned = files.plan(

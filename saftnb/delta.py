@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LowRank:
     """The matrix B A, kept as its factors: B is (O, r), A is (r, I), α/r already inside.
 
@@ -21,6 +21,10 @@ class LowRank:
     B: Tensor
     A: Tensor
     __array_ufunc__ = None  # so that numpy's scalars leave `*` to us
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.shape))
+        return f"LowRank({shape}, rank {self.B.shape[1]}, {str(self.dtype).removeprefix('torch.')})"
 
     def __post_init__(self) -> None:
         for name in ("B", "A"):

@@ -18,6 +18,8 @@ from pathlib import Path
 
 HERE = 60.0  # seconds without a change after which the temporary file of a process that is gone counts as left behind
 ELSEWHERE = 3600.0  # and that of another machine, whose processes cannot be seen from here
+_UMASK = os.umask(0)  # it can be read by setting it alone: once, before there are threads
+os.umask(_UMASK)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks answers
 
 
@@ -28,6 +30,7 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_UMASK)  # safetensors gives its files to their owner alone
         if durable:
             sync(temporary)
         os.replace(temporary, path)
@@ -43,10 +46,14 @@ def whole_folder(path: Path, inside: Path | None = None) -> Iterator[Path]:
     `path`'s place when the block ends well, and goes away when it does not."""
     restore(path)
     temporary = _temporary(inside / path.name if inside else path)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(temporary.parent)) from None
     try:
         yield temporary
         for entry in (*temporary.rglob("*"), temporary):
+            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_UMASK)
             sync(entry)
         _take_place(temporary, path)
         sync(path.parent)

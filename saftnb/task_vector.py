@@ -192,7 +192,7 @@ class TaskVector(Mapping[str, Delta]):
         tensors = _apart(self._tensors())
         metadata = {KEY: f"{FORMAT}, sha256 {_checksum(tensors)}"}
         with whole_file(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+            _save(tensors, temporary, metadata)
 
     def checksum(self) -> str:
         """SHA-256 over names, dtypes, shapes and values, whatever the order of the names and the device."""
@@ -206,12 +206,14 @@ class TaskVector(Mapping[str, Delta]):
             tensors |= {name + suffix: part for suffix, part in parts.items()}
         return tensors
 
-    def to_adapter(self, folder: str | os.PathLike, *, base: str = "", revision: str = "") -> Path:
+    def to_adapter(
+        self, folder: str | os.PathLike, *, base: str = "", revision: str = "", more: Mapping[str, object] | None = None
+    ) -> Path:
         """Writes low-rank deltas of weights as one LoRA adapter in PEFT's own format, α = r; returns the folder.
 
         Layers may differ in rank. Each file is renamed into place when it is whole, the weights first. `base`,
-        `revision`: of the base model, for the adapter's config. Raises ValueError if a delta is not low-rank, or not of
-        a weight.
+        `revision`: of the base model, for the adapter's config. `more`: other fields of it, such as `task_type`. Raises
+        ValueError if a delta is not low-rank, or not of a weight.
         """
         layers: dict[str, LowRank] = {}
         for name, delta in self.items():
@@ -228,6 +230,7 @@ class TaskVector(Mapping[str, Delta]):
             "target_modules": sorted(layers), "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
             "base_model_name_or_path": base or None, "revision": revision or None, "task_type": None,
             "use_rslora": False, "use_dora": False, "init_lora_weights": True, "modules_to_save": None,
+            **(more or {}),
         }  # fmt: skip
         state = {}
         for layer, delta in layers.items():
@@ -238,7 +241,7 @@ class TaskVector(Mapping[str, Delta]):
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(config, indent=2, sort_keys=True)
         with whole_file(folder / "adapter_model.safetensors") as temporary:
-            save_file(state, temporary, metadata={"format": "pt"})
+            _save(state, temporary, {"format": "pt"})
         with whole_file(folder / "adapter_config.json") as temporary:
             temporary.write_text(text)
         return folder
@@ -304,6 +307,14 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(start)
         apart[name] = tensor
     return apart
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """`save_file`, whose own error is no OSError where the disk is full."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path.parent}: {error}") from None
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

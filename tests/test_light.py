@@ -1,5 +1,6 @@
 """`pip install saftnb` without extras: it merges, and names the extra that something else would need."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -111,3 +112,16 @@ def test_what_is_missing_is_named_with_its_extra(light, tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "pip install 'saftnb[notebooks]'" in done.stderr
+
+
+def test_the_guides_example_in_python(light, tmp_path):
+    """The block that merges, as it stands there, on adapters of these names."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "notebooks" / "guide" / "methods.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if block.startswith("import saftnb as sn")]
+    for number, name in enumerate(("rte", "snli")):
+        draw = torch.Generator().manual_seed(number)
+        factors = LowRank(torch.randn(4, 2, generator=draw), torch.randn(2, 3, generator=draw))
+        TaskVector({"layer.weight": factors}).to_adapter(tmp_path / name)
+    done = run(light, code=f"import os; os.chdir({str(tmp_path)!r})\n{code}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "merged" / "adapter_model.safetensors").is_file()

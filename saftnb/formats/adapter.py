@@ -19,13 +19,14 @@ CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # PEFT's variants of LoRA that are no product (α/r) B A, or more than that: field -> its values that are none
 _PLAIN = {
-    "use_dora": (False, None), "bias": ("none", None), "lora_bias": (False, None), "fan_in_fan_out": (False, None),
+    "use_dora": (False, None), "bias": ("none", None), "lora_bias": (False, None),
     "use_qalora": (False, None), "use_bdlora": (False, None), "trainable_token_indices": (None, {}),
     "target_parameters": (None, []), "layer_replication": (None, []), "alora_invocation_tokens": (None, []),
     "arrow_config": (None,), "kasa_config": (None,), "velora_config": (None,), "monteclora_config": (None,),
     "corda_config": (None,),
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),  # the others move the base model, too
 }  # fmt: skip
+_KIND = ("task_type", "auto_mapping", "fan_in_fan_out")  # what a merged adapter has of the given ones' configs
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
 _SAVED = re.compile(r"(?:base_model\.model\.)?(.+?)(?:\.modules_to_save(?:\.[^.]+)?)?\.(weight|bias)")
 
@@ -37,7 +38,8 @@ class Adapter:
     Attributes:
         vector: its deltas. head: the classification head that was saved with it, by name; {} where there is none.
         base, revision: of the model that it was trained on, as its config says; "" where it does not.
-        folder: where it was read. sha256: of its weights.
+        folder: where it was read. sha256: of its weights' file.
+        more: what else of its config a merged adapter has, too: the kind of model that it is of.
     """
 
     vector: TaskVector
@@ -46,6 +48,7 @@ class Adapter:
     base: str = ""
     revision: str = ""
     head: Mapping[str, Tensor] = field(default_factory=dict)
+    more: Mapping[str, object] = field(default_factory=dict)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -83,10 +86,15 @@ def read_adapter(folder: str | os.PathLike, model: nn.Module | Mapping[str, torc
                 f"{folder}: {name!r} is of rank {delta.B.shape[1]} in the weights and {rank} in the config"
             )
     if model is not None:
+        if config.get("fan_in_fan_out"):
+            raise ValueError(
+                f"{folder}: fan_in_fan_out is True, its layers hold Wᵀ (GPT-2's Conv1D): `saftnb merge` without --base "
+                "merges it with others of its kind, and PEFT loads the result"
+            )
         shapes = {name: p.shape for name, p in model.named_parameters()} if isinstance(model, nn.Module) else model
         vector = _fitting(folder, vector, shapes)
     base, revision = (config.get(key) or "" for key in ("base_model_name_or_path", "revision"))
-    return Adapter(vector, folder, state.sha256, base, revision, head)
+    return Adapter(vector, folder, state.sha256, base, revision, head, {key: config.get(key) for key in _KIND})
 
 
 def load_adapter(folder: str | os.PathLike, model: nn.Module | None = None) -> TaskVector:
@@ -113,10 +121,15 @@ def different_bases(adapters: Iterable[Adapter]) -> str:
     named = [adapter for adapter in adapters if adapter.base]
     for other in named[1:]:
         one = named[0]
-        if (one.base, one.revision) != (other.base, other.revision):
+        if (_normal(one.base), one.revision) != (_normal(other.base), other.revision):
             bases = [f"{a.base}{f' at {a.revision}' if a.revision else ''}" for a in (one, other)]
             return f"adapters of different base models: {one.folder} of {bases[0]}, {other.folder} of {bases[1]}"
     return ""
+
+
+def _normal(base: str) -> str:
+    """A base's name; a folder that is here as its one path."""
+    return str(Path(base).resolve()) if Path(base).is_dir() else base
 
 
 def fill_missing(vectors: Mapping[str, TaskVector]) -> tuple[dict[str, TaskVector], str]:
@@ -178,7 +191,7 @@ def _sorted(folder: Path, state: Checkpoint) -> tuple[list[str], dict[str, Tenso
     """The keys of the factors, and the head. Refuses, with folder and layer, what is neither."""
     factors, head = [], {}
     for key in state:
-        if "lora_embedding_" in key:
+        if "lora_embedding_" in key or ("embed" in key.split(".base_layer.")[0] and ".base_layer." in key):
             raise ValueError(f"{folder}: LoRA of an embedding, {key!r}: only those of linear layers are task vectors")
         found = _FACTOR.fullmatch(key)
         if found:

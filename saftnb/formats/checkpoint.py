@@ -101,12 +101,13 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @cached_property
     def sha256(self) -> str:
-        """Of the files, in their order."""
-        digest = hashlib.sha256()
+        """Of the file; of several, over their own in their order."""
+        digests = []
         for file in self.files:
             with open(file, "rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-        return digest.hexdigest()
+                digests.append(hashlib.file_digest(opened, "sha256"))
+        together = hashlib.sha256(b"".join(one.digest() for one in digests))
+        return (together if digests[1:] else digests[0]).hexdigest()
 
 
 def open_checkpoint(path: str | os.PathLike, *, trust_pickle: bool = False) -> Checkpoint:
@@ -139,7 +140,7 @@ def find(source: str | os.PathLike) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not Path(str(source).split("/")[0]).is_dir():
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -6,9 +6,12 @@ merged tensor by tensor: beside the files, memory holds one tensor of every inpu
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +19,15 @@ from torch import Size, Tensor
 
 import saftnb
 from saftnb.delta import Delta, LowRank, is_finite, squared_norm
-from saftnb.formats.adapter import Adapter, different_bases, fill_missing, is_adapter, read_adapter
+from saftnb.formats.adapter import (
+    CONFIG,
+    WEIGHTS,
+    Adapter,
+    different_bases,
+    fill_missing,
+    is_adapter,
+    read_adapter,
+)
 from saftnb.formats.checkpoint import Checkpoint, find, open_checkpoint
 from saftnb.formats.models import in_names_of, is_task_vector, require_same_activation
 from saftnb.formats.writing import new_folder
@@ -28,6 +39,8 @@ from saftnb.merging.whole_models import ELEMENTWISE, SPAN, LazyVector, merged_sh
 from saftnb.progress import progress_bar
 from saftnb.task_vector import TaskVector, require_same_parameters
 
+HEADING = "# A merged model"  # of a result's README.md, which tells it from other folders
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -35,14 +48,14 @@ class Plan:
 
     Attributes:
         kind: "adapters", "models", or "task vectors" (files that `TaskVector.save` wrote).
+        out: None for a dry run that was given no place.
         vectors: of adapters and task vectors. tuned, base: of models, by the base's names.
         values: the complete hyperparameters, of method and space. notes: what the user should know, a line each.
     """
 
     kind: str
     sources: Sequence[Path]
-    hashes: Sequence[Callable[[], str]]
-    out: Path
+    out: Path | None
     method: str
     space: str
     values: Mapping[str, object]
@@ -73,8 +86,23 @@ class Plan:
             f"{self.method} in {self.space}" + (f": {values}" if values else ""),
             *self.notes,
             f"memory: about {_size(self._memory(shapes))}; time: about {_trial(self, shapes)}",
-            f"would write {self.out}",
+            f"would write {self._written(shapes)}" + (f" into {self.out}" if self.out else ""),
         ]
+
+    def _written(self, shapes: Mapping[str, Size]) -> str:
+        """What the result would be, and its size at most."""
+        if self.base is not None:
+            total = sum(self.base.shape(name).numel() * self.base.dtype(name).itemsize for name in self.base)
+            return f"a model of {_size(total)}"
+        if not self.adapters:
+            return f"a task vector of at most {_size(4 * _entries(shapes))}"
+        low = self.space != "weights" or self.method in SAME_IN_EVERY_SPACE
+        ranks = {}
+        for name, shape in shapes.items():
+            together = sum(vector[name].B.shape[1] for vector in self.vectors.values()) if low else min(shape)
+            ranks[name] = min(together, *shape, *([self.rank] if self.rank else []))
+        size = 4 * sum(rank * sum(shapes[name]) for name, rank in ranks.items())
+        return f"an adapter of rank {max(ranks.values())} at most, {_size(size)}"
 
     def _memory(self, shapes: Mapping[str, Size]) -> int:
         largest = max((shape.numel() for shape in shapes.values()), default=0)
@@ -89,7 +117,7 @@ class Plan:
 
 def plan(
     sources: Sequence[str],
-    out: str | Path,
+    out: str | Path | None,
     method: str,
     *,
     space: str = "weights",
@@ -103,35 +131,83 @@ def plan(
 
     Args:
         sources: PEFT adapters' folders; models' files or folders; files of `TaskVector.save`; ids on the hub of what
-            the local cache has; all of one kind. out: a folder that is not there yet.
+            the local cache has; all of one kind. out: a folder that is not there yet; None for a dry run.
         values: hyperparameters of method and space, numbers and booleans as such or as text.
         base: the model that the models were fine-tuned from; of adapters, one whose names and shapes they have to fit.
         rank: of the merged adapter at most; what is lost is told. any_base: also merge adapters whose configs name
-            different base models.
+            different base models. force: replace `out`, where it is the result of such a merge.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: one line on what is wrong.
     """
-    out, paths = Path(out), [find(source) for source in sources]
-    if out.exists() and not force:
-        raise FileExistsError(f"{out} is there already; --force replaces it")
+    paths = [find(source) for source in sources]
     if len(paths) < 2:
         raise ValueError(f"a merge takes two models or more, got {len(paths)}")
     complete = _complete(method, space, values or {})
     if rank is not None and rank < 1:
         raise ValueError(f"--rank is {rank}, not a whole number of at least 1")
-    kinds = ["adapters" if is_adapter(p) else "task vectors" if is_task_vector(p) else "models" for p in paths]
+    kinds = [_kind(path) for path in paths]
     if len(set(kinds)) > 1:
         other = next(i for i, kind in enumerate(kinds) if kind != kinds[0])
         raise ValueError(f"{paths[0]} is of {kinds[0]}, {paths[other]} of {kinds[other]}: merge one kind at a time")
+    if rank is not None and kinds[0] != "adapters":
+        raise ValueError(f"--rank is of a merged adapter; {paths[0]} is of {kinds[0]}")
+    out = None if out is None else Path(out)
     make = partial(Plan, kinds[0], paths, out=out, method=method, space=space, values=complete, force=force)
     if kinds[0] == "models":
-        return _plan_models(paths, base, make)
-    if kinds[0] == "task vectors":
-        vectors = {_unique(path, paths): TaskVector.load(path) for path in paths}
+        planned = _plan_models(paths, base, make)
+    elif kinds[0] == "adapters":
+        planned = _plan_adapters(paths, base, any_base, rank, make)
+    elif base is not None:
+        raise ValueError(f"--base is of models and adapters; {paths[0]} is a task vector, which has one already")
+    else:
+        vectors = {name: TaskVector.load(path) for name, path in zip(_names(paths), paths, strict=True)}
         _require_fitting(vectors)
-        return make(hashes=[vector.checksum for vector in vectors.values()], vectors=vectors, rank=rank)
-    return _plan_adapters(paths, base, any_base, rank, make)
+        planned = make(vectors=vectors)
+    twice = sorted({str(path) for path in paths if sum(path.samefile(other) for other in paths) > 1})
+    if twice:
+        planned = replace(planned, notes=[*planned.notes, f"given more than once: {', '.join(twice)}"])
+    if out is not None:
+        _require_free(out, [*paths, *([find(base)] if base else [])], force)
+    return planned
+
+
+def _kind(path: Path) -> str:
+    if is_adapter(path):
+        return "adapters"
+    inside = path if path.is_dir() else path.parent
+    if any((inside / name).is_file() for name in WEIGHTS) and (path.is_dir() or path.name in WEIGHTS):
+        if path.is_dir():
+            raise FileNotFoundError(f"{path}: an adapter's weights without its {CONFIG}")
+        raise ValueError(f"{path} is a file of an adapter: name its folder, {path.parent}")
+    if is_task_vector(path):
+        return "task vectors"
+    if path.is_dir():
+        open_checkpoint(path)  # the error that names what was looked for
+    return "models"
+
+
+def _require_free(out: Path, inputs: Sequence[Path], force: bool) -> None:
+    """Raises unless `out` can be written, and holds nothing that would be lost but the result of a merge."""
+    if not out.name or out.name == "..":
+        raise ValueError(f"-o {out}: the name of a new folder is wanted")
+    held = [path for path in inputs if path.resolve().is_relative_to(out.resolve())]
+    if held:
+        raise ValueError(f"{out} is, or holds, what is to be merged: {held[0]}")
+    if out.is_symlink() or out.exists():
+        if not force:
+            raise FileExistsError(f"{out} is there already; --force replaces it")
+        mark = out / "README.md"
+        ours = not out.is_symlink() and mark.is_file() and mark.read_text(errors="replace").startswith(HEADING)
+        foreign = [entry.name for entry in sorted(out.iterdir()) if entry.is_dir()] if ours else []
+        if not ours or foreign:
+            why = f"it has a folder {foreign[0]!r}" if foreign else "it has no README.md of one"
+            raise FileExistsError(f"{out} is no result of a merge ({why}): --force does not replace it")
+    above = out.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise PermissionError(f"{out}: {above} is {'not writable' if above.is_dir() else 'no folder'}")
 
 
 def _plan_adapters(paths: Sequence[Path], base: str | None, any_base: bool, rank: int | None, make) -> Plan:
@@ -142,16 +218,18 @@ def _plan_adapters(paths: Sequence[Path], base: str | None, any_base: bool, rank
     adapters = [read_adapter(path, known) for path in paths]
     if (different := different_bases(adapters)) and not any_base:
         raise ValueError(f"{different}; --any-base merges them all the same")
-    vectors, lacking = fill_missing(
-        {_unique(p, paths): adapter.vector for p, adapter in zip(paths, adapters, strict=True)}
-    )
+    named = dict(zip(_names(paths), adapters, strict=True))
+    if Counter(name for adapter in adapters for name in adapter.vector).most_common(1)[0][1] == 1:
+        raise ValueError(f"no two of the adapters adapt the same layer, {paths[0]} and the others: nothing to merge")
+    if len({bool(adapter.more.get("fan_in_fan_out")) for adapter in adapters}) > 1:
+        raise ValueError("fan_in_fan_out is True in the configs of some adapters alone: they are of different models")
+    vectors, lacking = fill_missing({name: adapter.vector for name, adapter in named.items()})
     _require_fitting(vectors)
     heads = [adapter.folder.name for adapter in adapters if adapter.head]
     notes = [line for line in (different, lacking) if line]
     if heads:
         notes.append(f"classification heads stay with their tasks and are not merged: {', '.join(heads)}")
-    hashes = [lambda adapter=adapter: adapter.sha256 for adapter in adapters]
-    return make(hashes=hashes, vectors=vectors, adapters=adapters, notes=notes, rank=rank)
+    return make(vectors=vectors, adapters=adapters, notes=notes, rank=rank)
 
 
 def _plan_models(paths: Sequence[Path], base: str | None, make) -> Plan:
@@ -160,15 +238,14 @@ def _plan_models(paths: Sequence[Path], base: str | None, make) -> Plan:
     before, found = open_checkpoint(base), [open_checkpoint(path) for path in paths]
     for one in found:
         require_same_activation(before, one)
-    hashes = [lambda one=one: one.sha256 for one in found]
-    planned = make(hashes=hashes, tuned=[in_names_of(before, one) for one in found], base=before)
+    planned = make(tuned=[in_names_of(before, one) for one in found], base=before)
     if planned.space != "weights" and planned.method not in SAME_IN_EVERY_SPACE:
         raise ValueError(f"full models are merged in the space 'weights', not in {planned.space!r}")
     if planned.method.startswith("dare"):
         raise ValueError(f"{planned.method} draws over whole models at once; use it on adapters or in the library")
     untouched = [name for name in before if name not in planned.shapes]
     notes = [f"stays as in the base: {untouched[0]!r} and {len(untouched) - 1} more"] if untouched else []
-    return make(hashes=hashes, tuned=planned.tuned, base=before, notes=notes)
+    return replace(planned, notes=notes)
 
 
 def execute(planned: Plan, *, progress: bool = True) -> list[str]:
@@ -196,22 +273,30 @@ def _write_adapter(planned: Plan, merged: TaskVector, folder: Path, progress: bo
     found, worst, lost, total = {}, 0.0, 0.0, 0.0
     bar = progress_bar(merged.items(), total=len(merged), desc="writing", disable=not progress)
     for name, delta in bar:
-        found[name] = lowest_rank(delta, planned.rank)
+        found[name] = lowest_rank(delta)
         if planned.rank is not None:
             whole = squared_norm(delta)
-            gone = max(whole - squared_norm(found[name]), 0.0)  # the parts that are cut are orthogonal to those kept
-            lost, total = lost + gone, total + whole
-            worst = max(worst, (gone / whole) ** 0.5 if whole else 0.0)
+            total += whole
+            if found[name].B.shape[1] > planned.rank:
+                found[name] = lowest_rank(delta, planned.rank)
+                gone = max(whole - squared_norm(found[name]), 0.0)  # what is cut is orthogonal to what is kept
+                lost, worst = lost + gone, max(worst, (gone / whole) ** 0.5)
     first = planned.adapters[0] if planned.adapters else None
-    own = {"base": first.base, "revision": first.revision} if first else {}
+    own = {"base": first.base, "revision": first.revision, "more": _shared(planned.adapters)} if first else {}
     TaskVector(found).to_adapter(folder, **own)
     ranks = sorted({delta.B.shape[1] for delta in found.values()})
     said = [f"an adapter of rank {ranks[0]}" + (f" to {ranks[-1]}" if ranks[1:] else "") + f", {len(found)} layers"]
-    if planned.rank is not None:
+    if planned.rank is not None and lost:
         share = (lost / total) ** 0.5 if total else 0.0
         cut = f"{share:.2%} of the update's norm is lost, {worst:.2%} at worst in a layer"
         said.append(f"cut to rank {planned.rank}: {cut}")
     return said
+
+
+def _shared(adapters: Sequence[Adapter]) -> dict[str, object]:
+    """What all adapters' configs say alike of the kind of model that they are of."""
+    first = adapters[0].more
+    return {key: value for key, value in first.items() if all(one.more.get(key) == value for one in adapters)}
 
 
 def _complete(method: str, space: str, values: Mapping[str, object]) -> dict[str, object]:
@@ -224,6 +309,9 @@ def _complete(method: str, space: str, values: Mapping[str, object]) -> dict[str
     own, others = spaces()[space].hyperparameters, methods()[method].hyperparameters
     given = {}
     for name, value in values.items():
+        elsewhere = [other for other, one in spaces().items() if name in one.hyperparameters and other != space]
+        if elsewhere and name not in own and name not in others:
+            raise ValueError(f"{name} is of the space {elsewhere[0]!r}: --space {elsewhere[0]} is needed for it")
         schema = own.get(name) or others.get(name)
         given[name] = _read(name, value, schema.type) if schema and isinstance(value, str) else value
     of_space = {name: value for name, value in given.items() if name in own}
@@ -235,7 +323,8 @@ def _read(name: str, text: str, kind: type) -> object:
     try:
         return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
-        raise ValueError(f"--{name.replace('_', '-')} {text}: not a {kind.__name__}") from None
+        wanted = {float: "a number", int: "a whole number", bool: "true or false"}[kind]
+        raise ValueError(f"--{name.replace('_', '-')} {text}: not {wanted}") from None
 
 
 def _require_fitting(vectors: Mapping[str, TaskVector]) -> None:
@@ -247,9 +336,10 @@ def _require_fitting(vectors: Mapping[str, TaskVector]) -> None:
             raise ValueError(f"{name} has NaN or infinite values in {bad[0]!r}")
 
 
-def _unique(path: Path, paths: Sequence[Path]) -> str:
-    """A source's own name; its whole path where two are called alike."""
-    return path.name if sum(other.name == path.name for other in paths) == 1 else f"{path}#{paths.index(path)}"
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Every source's own name; its whole path and number where two are called alike."""
+    known = [path.name for path in paths]
+    return [path.name if known.count(path.name) == 1 else f"{path}#{i}" for i, path in enumerate(paths)]
 
 
 def _trial(planned: Plan, shapes: Mapping[str, Size]) -> str:
@@ -272,17 +362,25 @@ def _trial(planned: Plan, shapes: Mapping[str, Size]) -> str:
 
 def _readme(planned: Plan, said: Sequence[str]) -> str:
     values = "".join(f", {name} {value}" for name, value in planned.values.items())
-    digests = [digest() for digest in planned.hashes]
-    inputs = [f"- `{path.name}`, sha256 {digest}" for path, digest in zip(planned.sources, digests, strict=True)]
+    inputs = [f"- `{line}" for path in planned.sources for line in _digests(path)]
     if planned.base is not None:
-        inputs.append(f"- base: `{planned.base.path.name}`, sha256 {planned.base.sha256}")
+        inputs += [f"- base: `{line}" for line in _digests(planned.base.path)]
     elif planned.adapters and planned.adapters[0].base:
         inputs.append(f"- base, by the first adapter's config: `{planned.adapters[0].base}`")
     lines = [
-        "# A merged model", "", f"Merged by saftnb {saftnb.__version__}: {planned.method} in {planned.space}{values}.",
+        HEADING, "", f"Merged by saftnb {saftnb.__version__}: {planned.method} in {planned.space}{values}.",
         "", *inputs, "", *(f"{line}." for line in (*said, *planned.notes)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _digests(path: Path) -> Iterator[str]:
+    """Each file of weights with its SHA-256, as `sha256sum` gives it."""
+    files = [path] if path.is_file() else [path / name for name in WEIGHTS if (path / name).is_file()][:1]
+    for file in files if files and (path.is_file() or is_adapter(path)) else open_checkpoint(path).files:
+        name = file.name if path.is_file() else f"{path.name}/{file.name}"
+        with open(file, "rb") as opened:
+            yield f"{name}`, sha256 {hashlib.file_digest(opened, 'sha256').hexdigest()}"
 
 
 def _entries(shapes: Mapping[str, Size]) -> int:

@@ -34,7 +34,7 @@ class Range:
 
     def __str__(self) -> str:
         if math.isinf(self.low) and math.isinf(self.high):
-            return "any finite"
+            return ""
         left = "(" if self.open_low or math.isinf(self.low) else "["
         right = ")" if self.open_high or math.isinf(self.high) else "]"
         return f"in {left}{self.low:g}, {self.high:g}{right}"
@@ -54,7 +54,7 @@ class Hyperparameter:
             kind = " or ".join(map(repr, self.allowed))
         else:
             kind = {float: f"number {self.allowed}", int: f"integer {self.allowed}", bool: "True or False"}
-            kind = kind[self.type]
+            kind = kind[self.type].strip()
         return f"{self.name}: {kind}" + ("" if self.default is REQUIRED else f", default {self.default!r}")
 
     def check(self, value: object) -> object:

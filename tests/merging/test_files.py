@@ -1,6 +1,10 @@
 """`saftnb merge`: the same as the library's merge, from files that transformers and PEFT wrote to files they read."""
 
+import hashlib
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,8 +12,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPVisionModel, GPT2Config, GPT2LMHeadModel
 
+from saftnb import disk
 from saftnb.cli import main
 from saftnb.formats import load_adapter, open_checkpoint
+from saftnb.formats.adapter import CONFIG
 from saftnb.formats.writing import TensorFile, new_folder
 from saftnb.merging import LowRank, TaskVector, merge
 from saftnb.merging.deltas import lowest_rank
@@ -48,8 +54,9 @@ def models(tmp_path):
 
 def run(folder, *arguments):
     """The command's exit code; words that name something in the folder become its path."""
-    here = {path.name: str(path) for path in folder.iterdir()}
-    return main(["merge", *(here.get(word, word) for word in arguments), "-o", str(folder / "out")])
+    here = {path.name for path in folder.iterdir()}
+    words = [str(folder / word) if word.split("/")[0] in here else word for word in arguments]
+    return main(["merge", *words, "-o", str(folder / "out")])
 
 
 @pytest.mark.parametrize(
@@ -82,7 +89,7 @@ def test_merged_adapters_are_those_of_the_library_and_load_in_plain_peft(adapter
     torch.testing.assert_close(loaded(pixels).pooler_output, moved, rtol=1e-3, atol=1e-4)
     page = (adapters / "out" / "README.md").read_text()
     assert f"{method} in {space}" in page
-    assert all(f"`{name}`, sha256 " in page for name in ("mnist", "dtd", "cars"))
+    assert all(f"`{name}/adapter_model.safetensors`, sha256 " in page for name in ("mnist", "dtd", "cars"))
     assert "wrote" in capsys.readouterr().out
 
 
@@ -220,6 +227,11 @@ def test_a_dry_run_writes_nothing_and_says_shapes_memory_and_time(adapters, mode
 def test_bad_input_is_one_line_and_exit_code_2_before_any_work(adapters, capsys, monkeypatch):
     TaskVector({"w.weight": LowRank(torch.ones(2, 1), torch.ones(1, 2))}).to_adapter(adapters / "other", base="x/y")
     save_file({"w": torch.ones(2)}, adapters / "w.safetensors")
+    TaskVector({"w": torch.ones(2)}).save(adapters / "tv.safetensors")
+    TaskVector({"far.weight": LowRank(torch.ones(2, 1), torch.ones(1, 2))}).to_adapter(adapters / "alone")
+    for name in ("empty", "half"):
+        (adapters / name).mkdir()
+    shutil.copy(adapters / "mnist" / "adapter_model.safetensors", adapters / "half")
     monkeypatch.setattr("saftnb.merging.files.execute", None)
     ties = ("--method", "ties")
     for arguments, message in (
@@ -229,10 +241,19 @@ def test_bad_input_is_one_line_and_exit_code_2_before_any_work(adapters, capsys,
         (("mnist", "dtd", "--method", "tiez"), "there is no merge method 'tiez'; allowed are average"),
         (("mnist", "dtd", *ties, "--space", "knot"), "there is no merge space 'knot'; allowed are core"),
         (("mnist", "dtd", *ties, "--keep", "2"), "ties: keep = 2.0 is not allowed (keep: number in (0, 1]"),
-        (("mnist", "dtd", *ties, "--keep", "x"), "--keep x: not a float"),
+        (("mnist", "dtd", *ties, "--keep", "x"), "--keep x: not a number"),
         (("mnist", "dtd", *ties, "--kep", "1"), "ties has no hyperparameter 'kep'; allowed are keep"),
         (("mnist", "dtd", *ties, "--keep"), "--keep: not an option with a value"),
         (("mnist", "dtd", *ties, "--rank", "0"), "--rank is 0"),
+        (("mnist", "dtd", *ties, "--cutoff", "0.1"), "cutoff is of the space 'knots': --space knots is needed for it"),
+        (("mnist/adapter_model.safetensors", "dtd", *ties), "is a file of an adapter: name its folder, "),
+        (("mnist", "empty", *ties), "empty: no weights in this folder; looked for"),
+        (("mnist", "half", *ties), "half: an adapter's weights without its adapter_config.json"),
+        (("mnist", "dtd/none", *ties), "dtd/none: no such file or folder\n"),
+        (("tv.safetensors", "tv.safetensors", *ties, "--base", "base"), "--base is of models and adapters"),
+        (("tv.safetensors", "tv.safetensors", *ties, "--rank", "2"), "--rank is of a merged adapter"),
+        (("--base", "base", "base", "base", *ties, "--rank", "2"), "--rank is of a merged adapter"),
+        (("mnist", "alone", *ties, "--any-base"), "no two of the adapters adapt the same layer"),
         (("mnist", "dtd", "--method", "fisher"), "fisher needs statistics"),
         (("mnist", "other", *ties), "adapters of different base models"),
         (("mnist", "w.safetensors", *ties), "of adapters, "),
@@ -261,6 +282,7 @@ def test_any_base_merges_what_names_different_bases_and_says_so(adapters, capsys
 def test_the_folder_appears_whole_or_not_at_all(adapters, monkeypatch, capsys):
     (adapters / "out").mkdir()
     (adapters / "out" / "mine.txt").write_text("keep me")
+    (adapters / "out" / "README.md").write_text("# A merged model\n")
     assert run(adapters, "mnist", "dtd", "--method", "average") == 2
     assert "out is there already; --force replaces it" in capsys.readouterr().err
 
@@ -270,11 +292,104 @@ def test_the_folder_appears_whole_or_not_at_all(adapters, monkeypatch, capsys):
     monkeypatch.setattr("saftnb.merging.files._readme", fail)
     assert run(adapters, "mnist", "dtd", "--method", "average", "--force") == 2
     assert "No space left" in capsys.readouterr().err
-    assert [path.name for path in (adapters / "out").iterdir()] == ["mine.txt"]
+    assert sorted(path.name for path in (adapters / "out").iterdir()) == ["README.md", "mine.txt"]
     assert not [path for path in adapters.iterdir() if path.name.startswith(".out")]
     monkeypatch.undo()
     assert run(adapters, "mnist", "dtd", "--method", "average", "--force") == 0
     assert not (adapters / "out" / "mine.txt").exists()
+
+
+def test_force_replaces_the_result_of_a_merge_and_nothing_else(adapters, capsys):
+    average = ("mnist", "dtd", "--method", "average", "--force")
+    assert run(adapters, *average) == 0
+    assert run(adapters, *average) == 0
+    (adapters / "notes").mkdir()
+    (adapters / "notes" / "mine.txt").write_text("keep me")
+    (adapters / "link").symlink_to(adapters / "notes")
+    (adapters / "file").write_text("keep me")
+    (adapters / "out" / "sub").mkdir()
+    before = {path: path.read_bytes() for path in adapters.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    given = [str(adapters / name) for name in average[:2]]
+    for out, message in (
+        ("notes", "notes is no result of a merge (it has no README.md of one): --force does not replace it"),
+        ("link", "link is no result of a merge"), ("file", "file is no result of a merge"),
+        ("out", "out is no result of a merge (it has a folder 'sub')"),
+        ("mnist", "mnist is, or holds, what is to be merged"), (".", "is, or holds, what is to be merged"),
+        ("file/x", "file/x: "),
+    ):  # fmt: skip
+        assert main(["merge", *given, *average[2:], "-o", str(adapters / out)]) == 2
+        said = capsys.readouterr().err
+        assert message in said, (out, said)
+        assert said.count("\n") == 1
+    assert {path: path.read_bytes() for path in adapters.rglob("*") if path.is_file()} == before
+
+
+def test_what_adapters_say_of_their_kind_of_model_stays_where_all_agree(tmp_path):
+    torch.manual_seed(0)
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_config(LLAMA).save_pretrained(tmp_path / "base")
+    for name, kind in (("one", "CAUSAL_LM"), ("two", "CAUSAL_LM"), ("three", None)):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        adapted(model, tmp_path / name, target_modules=["q_proj"], **({"task_type": kind} if kind else {}))
+    assert run(tmp_path, "one", "two", "--method", "average") == 0
+    AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o666 & ~disk._UMASK
+    listed = (tmp_path / "out" / "README.md").read_text()
+    digest = hashlib.sha256((tmp_path / "one" / "adapter_model.safetensors").read_bytes()).hexdigest()
+    assert f"- `one/adapter_model.safetensors`, sha256 {digest}" in listed
+    assert run(tmp_path, "one", "three", "--method", "average", "--force") == 0
+    assert json.loads((tmp_path / "out" / CONFIG).read_text())["task_type"] is None
+
+
+def test_adapters_of_gpt2s_turned_layers_merge_and_load_in_peft(tmp_path, capsys):
+    torch.manual_seed(0)
+    base = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=20, n_positions=8))
+    base.save_pretrained(tmp_path / "base")
+    start, weight = base.state_dict(), "transformer.h.0.attn.c_attn.weight"
+
+    def moved(name):
+        found = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(tmp_path / "base"), tmp_path / name)
+        return found.merge_and_unload().state_dict()[weight]
+
+    for seed, name in enumerate(("one", "two")):
+        model = GPT2LMHeadModel.from_pretrained(tmp_path / "base")
+        adapted(model, tmp_path / name, seed, target_modules=["c_attn"], fan_in_fan_out=True)
+    assert json.loads((tmp_path / "one" / CONFIG).read_text())["fan_in_fan_out"] is True
+    assert run(tmp_path, "one", "two", "--method", "task_arithmetic", "--scale", "0.5") == 0
+    wanted = start[weight] + 0.5 * sum(moved(name) - start[weight] for name in ("one", "two"))
+    torch.testing.assert_close(moved("out"), wanted, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(wanted, start[weight])
+    assert run(tmp_path, "--base", "base", "one", "two", "--method", "average", "--force") == 2
+    assert "fan_in_fan_out is True" in capsys.readouterr().err
+
+
+def test_the_same_file_twice_is_told(tmp_path, capsys):
+    TaskVector({"w": torch.ones(2, 2)}).save(tmp_path / "one.safetensors")
+    assert run(tmp_path, "one.safetensors", "one.safetensors", "--method", "task_arithmetic") == 0
+    assert "given more than once" in capsys.readouterr().err
+    assert TaskVector.load(tmp_path / "out" / "task_vector.safetensors")["w"].eq(2).all()
+
+
+def test_a_rank_that_cuts_nothing_says_nothing_and_a_dry_run_needs_no_place(adapters, capsys):
+    assert run(adapters, "mnist", "dtd", "--method", "average", "--rank", "30") == 0
+    assert "cut to rank" not in capsys.readouterr().out
+    given = [str(adapters / name) for name in ("mnist", "dtd")]
+    assert main(["merge", *given, "--method", "average", "--dry-run"]) == 0
+    assert "would write an adapter of rank " in capsys.readouterr().out
+    assert main(["merge", "--list", "x"]) == 2
+
+
+def test_a_full_disk_is_one_line(adapters):
+    words = [sys.executable, "-m", "saftnb", "merge", *(str(adapters / name) for name in ("mnist", "dtd"))]
+    command = f"ulimit -f 1; exec {' '.join(words)} --method ties -o {adapters / 'out'}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("saftnb: cannot write ")
+    assert "Traceback" not in done.stderr
+    assert not [path for path in adapters.iterdir() if "out" in path.name]
 
 
 def test_a_model_with_nan_is_named_and_leaves_nothing(models, capsys):
@@ -293,7 +408,7 @@ def test_a_model_with_nan_is_named_and_leaves_nothing(models, capsys):
 def test_the_list_names_every_method_and_space(capsys):
     assert main(["merge", "--list"]) == 0
     said = capsys.readouterr().out
-    assert "  ties(keep: number in (0, 1], default 0.2; scale: number any finite, default 1.0;" in said
+    assert "  ties(keep: number in (0, 1], default 0.2; scale: number, default 1.0;" in said
     assert "  knots(cutoff" in said
     assert len(said.splitlines()) == 2 + 10 + 3
 
