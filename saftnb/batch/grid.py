@@ -16,6 +16,7 @@
         budget: 120                               # seconds it should take, kept in the manifest
         resources: {gpus: 1, cpus: 8, memory: 64, time_limit: 7200}  # memory in GiB and time in seconds: limits
         gradients: 8000                           # training work, in gradients of a full batch, for the dry run
+        merges: 200                               # and how often all tasks' models are merged, on the CPU
 
 Everything is checked before anything starts; an error is one line with the file and the line in it.
 """
@@ -40,7 +41,7 @@ __all__ = ["Grid", "GridError", "Run", "load_grid"]
 
 ENGINES = ("local", "ray")
 GRID_KEYS = ("name", "engine", "defaults", "jobs", "resources", "kept", "runs")
-ENTRY_KEYS = ("notebook", "parameters", "sweep", "zip", "after", "budget", "resources", "gradients")
+ENTRY_KEYS = ("notebook", "parameters", "sweep", "zip", "after", "budget", "resources", "gradients", "merges")
 RESOURCE_KEYS = ("cpus", "gpus", "memory", "time_limit")
 
 
@@ -56,6 +57,7 @@ class Run:
     after: tuple[str, ...] = ()
     budget: float | None = None
     gradients: float | None = None
+    merges: float | None = None
     resources: Resources = field(default_factory=Resources)
     place: str = field(default="", compare=False)  # the grid file's name and line, for errors
 
@@ -118,6 +120,7 @@ def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
                 Path(runs).absolute(),
                 budget=_amount(source, ("runs", i, "budget"), entry.get("budget"), "seconds"),
                 gradients=_amount(source, ("runs", i, "gradients"), entry.get("gradients"), "gradients"),
+                merges=_amount(source, ("runs", i, "merges"), entry.get("merges"), "merges"),
                 resources=Resources(**_resources(source, ("runs", i, "resources"), entry.get("resources"), usual)),
                 place=f"{source.path.name}:{source.line(('runs', i))}",
             )
@@ -171,6 +174,8 @@ def _notebook(source: GridFile, place: Place, entry: Any) -> Notebook:
         notebook = find_notebook(wanted, source.path)
     except NotebookError as error:
         source.fail((*place, "notebook"), str(error))
+    if "merges" in entry and "gradients" not in entry:
+        source.fail((*place, "merges"), f"{notebook.name}: merges stand beside gradients")
     if "gradients" in entry and not {"suite", "backbone"} <= notebook.parameters.keys():
         source.fail((*place, "gradients"), f"{notebook.name}: gradients are of a notebook with a suite and a backbone")
     return notebook

@@ -1,9 +1,13 @@
 """What a grid has to do, and how long that takes."""
 
 import math
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
 
 from saftnb.batch.grid import Grid, GridError, Run
 from saftnb.batch.kept import entry_sha256, fits, read_kept
@@ -138,39 +142,103 @@ def estimate(grid: Grid, todo: set[str], jobs: int) -> str:
     return f", about {f'{hours} h ' if hours else ''}{minutes} min by their budgets"
 
 
-def measured_hours(grid: Grid, todo: set[str], say: Callable[[str], None] = print) -> str:
-    """The hours that the runs' `gradients` take on this machine's device, in words; "" where a run has none.
+@dataclass(frozen=True)
+class Work:
+    """What one run has to do, for a dry run.
 
-    One training step of the first run's backbone and recipe is timed; what its gradient takes in floating-point
-    operations, and those of the other backbones and scopes, is counted. Budgets, in seconds, are added.
+    Attributes:
+        flops: of its gradients. pictures: that a training draws from its decoded files, each a crop of that share.
+        entries: of all tasks' models, times the merges. cpus: cores that it has.
+    """
+
+    training: bool
+    flops: float
+    pictures: float
+    crop: float
+    entries: float
+    cpus: int
+
+    def seconds(self, speed: float, feed: Callable[[float], float], merging: float) -> dict[str, float]:
+        """By what it spends them on; a training's pictures are drawn beside its steps, by processes of their own."""
+        step = self.flops / speed
+        drawn = self.pictures / (feed(self.crop) * min(self.cpus, 16)) if self.pictures else 0.0
+        if self.training:
+            return {"feed": drawn} if drawn > step else {"step": step}
+        return {"search": step, "merging": self.entries / (merging * self.cpus)}
+
+
+def measured_hours(grid: Grid, todo: set[str], say: Callable[[str], None] = print) -> str:
+    """The hours that the runs' `gradients` and `merges` take on this machine, in words; "" where a run has none.
+
+    Timed are one training step of the first run's backbone and recipe, the crops that one process draws, and a merge by
+    TIES; what a gradient takes in floating-point operations is counted, for every backbone and scope. Budgets, in
+    seconds, are added. A line says what bounds how many runs.
     """
     runs = [run for run in grid.runs if run.id in todo]
     if not any(run.gradients for run in runs) or not all(run.gradients or run.budget for run in runs):
         return ""
-    from saftnb.backbones import OPENAI_BACKBONES, POCKET_BACKBONES, resolve_device
-    from saftnb.finetune import Published, recipe
-    from saftnb.finetune.measure import flops_per_second, gradient_flops, pair_flops_per_second, pair_gradient_flops
-    from saftnb.suites.nli6 import NLI6_BACKBONE
+    from saftnb.backbones import resolve_device
+    from saftnb.finetune import measure
 
-    work, kinds = 0.0, []
-    for run in runs:
-        if run.gradients:
-            given = run.parameters
-            firsts = {"vision8": OPENAI_BACKBONES, "nli6": (NLI6_BACKBONE,)}.get(given["suite"], POCKET_BACKBONES)
-            names = [given.get("recipe"), *given.get("recipes", []), given.get("base_recipe"), given.get("low_rank")]
-            plan = recipe(next((name for name in names if name), "sgd"), given["suite"])
-            if isinstance(plan, Published):  # not trained here: a plain step of its scope is timed
-                plan = recipe("lora" if plan.scope == "lora" else "sgd", given["suite"])
-            kinds.append((given["backbone"] or next(iter(firsts)), plan))
-            pairs = given["suite"] == "nli6"
-            each = pair_gradient_flops(kinds[-1][0]) if pairs else gradient_flops(kinds[-1][0], plan.scope)
-            work += run.gradients * plan.batch_size * each
+    kinds = [_kind(run) for run in runs if run.gradients]
+    works = [_work(run, *kind) for run, kind in zip([run for run in runs if run.gradients], kinds, strict=True)]
     device, (backbone, plan) = resolve_device("auto").type, kinds[0]
     pairs = runs[0].parameters["suite"] == "nli6"
-    speed = pair_flops_per_second(backbone) if pairs else flops_per_second(backbone, plan)
+    speed = measure.pair_flops_per_second(backbone) if pairs else measure.flops_per_second(backbone, plan)
+    merging = merged_per_second() if any(work.entries for work in works) else 1.0
+    seconds = [work.seconds(speed, cache(measure.pictures_per_second), merging) for work in works]
+    total = sum(work.flops for work in works)
     say(
         f"measured here, on {device}: a step of {backbone} with {plan.name} does {speed / 1e12:.3g} TFLOP/s; "
-        f"the work is {work:.2g} FLOP"
+        f"the work is {total:.2g} FLOP"
     )
-    hours = (work / speed + sum(run.budget or 0.0 for run in runs)) / 3600
+    bounds = Counter(max(one, key=one.get) for one in seconds)
+    say("runs are bound by " + ", ".join(f"{what}: {count}" for what, count in bounds.most_common()))
+    hours = (sum(sum(one.values()) for one in seconds) + sum(run.budget or 0.0 for run in runs)) / 3600
     return f", about {hours:,.0f} {'GPU' if device == 'cuda' else 'CPU'} hours at that speed"
+
+
+def merged_per_second() -> float:
+    """Entries of all task vectors together that one core merges here by TIES."""
+    import torch
+
+    from saftnb.backbones import threads
+    from saftnb.merging import TaskVector, merge
+
+    vectors, times = [TaskVector({"w": torch.randn(1024, 1024)}) for _ in range(8)], []
+    with threads(1):
+        for _ in range(3):
+            start = time.perf_counter()
+            merge(vectors, "ties", keep=0.2)
+            times.append(time.perf_counter() - start)
+    return 8 * 1024**2 / min(times)
+
+
+def _kind(run: Run) -> tuple[str, Any]:
+    """The run's backbone, and the recipe whose steps are like its own."""
+    from saftnb.backbones import OPENAI_BACKBONES, POCKET_BACKBONES
+    from saftnb.finetune import Published, recipe
+    from saftnb.suites.nli6 import NLI6_BACKBONE
+
+    given = run.parameters
+    firsts = {"vision8": OPENAI_BACKBONES, "nli6": (NLI6_BACKBONE,)}.get(given["suite"], POCKET_BACKBONES)
+    names = [given.get("recipe"), *given.get("recipes", []), given.get("base_recipe"), given.get("low_rank")]
+    plan = recipe(next((name for name in names if name), "sgd"), given["suite"])
+    if isinstance(plan, Published):  # not trained here: a plain step of its scope is timed
+        plan = recipe("lora" if plan.scope == "lora" else "sgd", given["suite"])
+    return given["backbone"] or next(iter(firsts)), plan
+
+
+def _work(run: Run, backbone: str, plan: Any) -> Work:
+    from saftnb.finetune import measure
+    from saftnb.suites.nli6 import PAIR_SOURCES
+    from saftnb.suites.vision8 import SOURCES
+
+    suite = run.parameters["suite"]
+    training = {"task", "recipe"} <= run.parameters.keys()
+    each = measure.pair_gradient_flops(backbone) if suite == "nli6" else measure.gradient_flops(backbone, plan.scope)
+    steps = run.gradients / plan.gradients if training and suite == "vision8" else 0.0
+    tasks = len(PAIR_SOURCES if suite == "nli6" else SOURCES)
+    entries = (run.merges or 0.0) * tasks * (measure.merged_entries(backbone, plan.scope) if run.merges else 0)
+    flops = run.gradients * plan.batch_size * each
+    return Work(training, flops, steps * plan.batch_size, plan.crop, entries, run.resources.cpus or 1)

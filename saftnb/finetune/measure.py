@@ -14,16 +14,19 @@ from saftnb.backbones import (
     OPENAI_BACKBONES,
     ImageClassifier,
     TangentTower,
+    attention_weights,
     build_clip,
     load_pocket_backbone,
     resolve_device,
     set_checkpointing,
+    threads,
     unfuse_attention,
 )
 from saftnb.finetune.recipes import Recipe
 from saftnb.finetune.train import Training, prepare_scope
 from saftnb.suites import Split, Task
 from saftnb.suites.nli6 import NLI6_BACKBONE
+from saftnb.suites.stored import SHORTER, cropped
 
 CPU_PICTURES = 8  # on a CPU a full batch takes minutes
 
@@ -67,6 +70,43 @@ def flops_per_second(backbone: str, plan: Recipe, *, device: str = "auto") -> fl
         training.step()
         times.append(time.perf_counter() - start)
     return gradient_flops(backbone, plan.scope) * count * plan.gradients / min(times[1:])
+
+
+def pictures_per_second(crop: float) -> float:
+    """Training pictures of 224 pixels that one process draws here, once they are decoded: random crops of pictures of
+    288 × 384, or, at `crop` 0, copies of those for evaluation."""
+    count, generator = 40, torch.Generator().manual_seed(0)
+    if crop:
+        picture = torch.randint(256, (SHORTER, SHORTER * 4 // 3, 3), generator=generator).to(torch.uint8).numpy()
+
+        def draw() -> None:
+            for _ in range(count):
+                cropped(picture, 224, crop, generator)
+    else:
+        pictures = torch.zeros(count, 3, 224, 224, dtype=torch.uint8)
+
+        def draw() -> None:
+            pictures[torch.arange(count)]
+
+    times = []
+    with threads(1):
+        for _ in range(3):
+            start = time.perf_counter()
+            draw()
+            times.append(time.perf_counter() - start)
+    return count / min(times)
+
+
+@cache
+def merged_entries(backbone: str, scope: str = "full") -> int:
+    """Entries of one task vector, those of adapters multiplied out."""
+    if backbone == NLI6_BACKBONE:
+        width, kept = _LLAMA["hidden_size"], _LLAMA["hidden_size"] // 4  # of k and v, for their fewer heads
+        return _LLAMA_LAYERS * 2 * (width * width + width * kept)
+    tower = _tower(backbone, "meta")
+    if scope == "lora":
+        return sum(tower.get_parameter(name).numel() for name in attention_weights(tower))
+    return sum(p.numel() for p in tower.parameters())
 
 
 PAIR_TOKENS = 64  # of a sentence pair of `nli6`, on average with its padding: our guess, SNLI's are shorter

@@ -1,11 +1,19 @@
 """The work of a training, counted and timed."""
 
+import dataclasses
+import re
+from pathlib import Path
+
 import pytest
 
+from saftnb.backbones import load_pocket_backbone
 from saftnb.batch import load_grid
-from saftnb.batch.plan import measured_hours
+from saftnb.batch.plan import Work, measured_hours, merged_per_second
 from saftnb.finetune import measure, recipe
-from saftnb.finetune.measure import flops_per_second, gradient_flops
+from saftnb.finetune.measure import flops_per_second, gradient_flops, merged_entries, pictures_per_second
+from saftnb.suites.nli6 import NLI6_BACKBONE
+
+ROOT = Path(__file__).parents[2]
 
 
 def by_hand(width, layers, patches, side, patch, embed):
@@ -62,5 +70,39 @@ runs:
         ", about 2 GPU hours at that speed",
     )
     assert "a step of pocket-0 with sgd does" in said[0]
+    assert said[1] == "runs are bound by step: 2, search: 1"
     assert measured_hours(grid, {grid.runs[-1].id}, said.append) == ""
-    assert len(said) == 1
+    assert len(said) == 2
+
+
+def test_what_bounds_a_run():
+    """Steps, pictures or merges, whichever takes longest; pictures are drawn beside the steps."""
+    work = Work(training=True, flops=1e12, pictures=1000, crop=0.9, entries=0, cpus=4)
+    rate = {0.9: 10.0, 0.0: 1000.0}
+    assert work.seconds(1e11, rate.get, 1.0) == {"feed": 25.0}  # 1000 pictures, 4 processes of 10 a second
+    assert work.seconds(1e10, rate.get, 1.0) == {"step": 100.0}
+    assert dataclasses.replace(work, crop=0.0).seconds(1e11, rate.get, 1.0) == {"step": 10.0}
+    later = dataclasses.replace(work, training=False, pictures=0, entries=8e9)
+    assert later.seconds(1e11, rate.get, 1e8) == {"search": 10.0, "merging": 20.0}
+
+
+def test_the_entries_of_a_merge_are_those_of_the_models():
+    tower = load_pocket_backbone("pocket-0").image_tower()
+    assert merged_entries("pocket-0") == sum(p.numel() for p in tower.parameters())
+    assert merged_entries("ViT-B-32", "lora") == 12 * 4 * 768**2
+    assert merged_entries(NLI6_BACKBONE) == 32 * 2 * 4096 * (4096 + 1024)  # the 5.4 GB of a dense update in float32
+    assert pictures_per_second(0.9) > 1
+    assert pictures_per_second(0.0) > 1
+    assert merged_per_second() > 1e4
+
+
+def test_full_grids_say_what_bounds_them(monkeypatch):
+    """Every grid at full size has gradients, and merges where it merges."""
+    monkeypatch.setattr(measure, "flops_per_second", lambda backbone, plan: 4e13)
+    monkeypatch.setattr(measure, "pair_flops_per_second", lambda backbone: 4e13)
+    for name in ("vision8", "knots-vision", "nli6", "published-vision8", "published-knots", "published-nli6"):
+        grid, said = load_grid(ROOT / "notebooks" / "grids" / f"{name}.yaml", ROOT / "runs"), []
+        assert "hours at that speed" in measured_hours(grid, {run.id for run in grid.runs}, said.append)
+        assert said[1].startswith("runs are bound by "), name
+        merging = [run for run in grid.runs if re.match("02|08|09|11|12|13|14", run.notebook.name)]
+        assert all(run.merges for run in merging), name
