@@ -40,7 +40,7 @@ def doctor() -> pd.DataFrame:
         _minilm(),
         *map(_backbone, OPENAI_BACKBONES),
         *map(_task, vision8.SOURCES),
-        _decoded(),
+        *_decoded(),
     ]
     rows += map(_pairs, nli6.PAIR_SOURCES)
     rows += [_models(*group) for group in MODELS]
@@ -148,12 +148,21 @@ def _on_the_hub(
         return "missing", "", command, f"{why}; the hub does not answer"
 
 
-def _decoded() -> tuple[str, ...]:
-    counts = [vision8.sizes(name) for name in vision8.SOURCES]
-    pictures = sum(count["test"] + min(max(count["train"] // 10, 1), 5000) for count in counts)
+def _decoded() -> list[tuple[str, ...]]:
+    """What `StoredSplit` keeps: for evaluation, for training with random crops, and for training without."""
+    counts = {name: vision8.sizes(name) for name in vision8.SOURCES}
+    held = {name: min(max(count["train"] // 10, 1), 5000) for name, count in counts.items()}
+    each = 3 * PICTURE**2
+    evaluated = sum(counts[name]["test"] + held[name] for name in counts) * each
+    trained = {name: counts[name]["train"] - held[name] for name in counts}
+    cropped = sum(count * 3 * vision8.SOURCES[name].pixels for name, count in trained.items())
     there = sum(file.stat().st_size for file in (vision8.folder() / ".decoded").glob("*.u8"))
     state = f"{there / 2**30:.1f} GiB are here" if there else "made at first use"
-    return "decoded test pictures", state, f"{pictures * 3 * PICTURE**2 / 2**30:.1f} GiB"
+    return [
+        ("decoded pictures: evaluation", state, f"{evaluated / 2**30:.1f} GiB"),
+        ("decoded pictures: training", "made at first use", f"about {cropped / 2**30:.0f} GiB"),
+        ("decoded pictures: LoRA", "made at first use", f"{sum(trained.values()) * each / 2**30:.0f} GiB"),
+    ]
 
 
 def fetch(suite: str, backbones: Sequence[str] = ("ViT-B-32",), models: str = "") -> None:

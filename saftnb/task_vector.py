@@ -189,16 +189,16 @@ class TaskVector(Mapping[str, Delta]):
         for name in self:
             if name.endswith(FACTORS):
                 raise ValueError(f"cannot save {name!r}: a name that ends so is a low-rank factor's")
-        tensors = _apart(self._tensors())
+        tensors = _apart(self.tensors())
         metadata = {KEY: f"{FORMAT}, sha256 {_checksum(tensors)}"}
         with whole_file(path) as temporary:
             _save(tensors, temporary, metadata)
 
     def checksum(self) -> str:
         """SHA-256 over names, dtypes, shapes and values, whatever the order of the names and the device."""
-        return _checksum(_apart(self._tensors()))
+        return _checksum(_apart(self.tensors()))
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Every tensor under the name that a file has for it."""
         tensors: dict[str, Tensor] = {}
         for name, delta in self.items():

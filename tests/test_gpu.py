@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from saftnb.analysis import ascent_direction, loss_slice
-from saftnb.evaluate import ModelFamily, accuracy
+import saftnb as sn
+from saftnb.analysis import ascent_direction, comparison, loss_slice
+from saftnb.evaluate import ModelFamily, accuracy, logits
 from saftnb.finetune import SharpnessAware, finetune, recipe, resume, train
-from saftnb.merging import TaskVector, learn, merge
+from saftnb.merging import LowRank, TaskVector, learn, merge
 from saftnb.suites import load_suite
 
 pytestmark = [
@@ -115,3 +116,37 @@ def test_learning_to_merge_agrees_with_the_cpu_wherever_the_vectors_lie(tmp_path
     for key, value in found["cpu"].values.items():
         torch.testing.assert_close(found["cuda"].values[key], value, atol=1e-3, rtol=1e-2)
     assert all(delta.device.type == "cpu" for delta in found["cuda"].vector.values())
+
+
+@pytest.mark.parametrize("name", ["sgd", "lora"])
+def test_a_comparison_merges_on_the_device_and_finds_what_the_cpu_finds(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("SAFTNB_STORE", str(tmp_path))
+    suite, grids = load_suite("thimble"), {"ties": {"scale": [0.5, 1.0], "keep": [0.2]}, "tsv_m": {"scale": [1.0]}}
+    vectors = sn.TaskVectors(suite, {name: recipe(name, suite)}, [0], device="cuda", progress=False)
+    seen, real = [], comparison.represent
+    monkeypatch.setattr(
+        comparison, "represent", lambda experts, *a, **k: seen.append(experts) or real(experts, *a, **k)
+    )
+    both = [sn.compare(suite, vectors, grids, device=device, progress=False) for device in ("cpu", "cuda")]
+    places = [{delta.device.type for vector in experts.values() for delta in vector.values()} for experts in seen]
+    assert places == [{"cpu"}, {"cuda"}]
+    one, other = (found.scores()["mean"] for found in both)
+    assert (one - other).abs().max() < 2  # of 100: pictures whose two largest logits are all but equal
+
+
+def test_dare_drops_the_same_entries_on_both_devices():
+    draw = torch.Generator().manual_seed(0)
+    factors = [LowRank(torch.randn(1500, 4, generator=draw), torch.randn(4, 900, generator=draw)) for _ in range(3)]
+    vectors = [TaskVector({"w": one}) for one in factors]  # large enough to be formed row by row
+    here = merge(vectors, "dare_ties", drop=0.5)["w"]
+    there = merge([vector.to("cuda") for vector in vectors], "dare_ties", drop=0.5)["w"].cpu()
+    assert ((here == 0) != (there == 0)).float().mean() < 1e-3
+    torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-2)
+
+
+def test_bf16_evaluates_near_float32_and_leaves_the_matrix_products_as_they_were():
+    exact, rounded = (load_suite("thimble", precision=precision) for precision in ("float32", "bf16"))
+    images, before = exact.tasks["digits"].test.images[:50], torch.get_float32_matmul_precision()
+    one, other = (logits(suite.classifier("digits"), images, device="cuda") for suite in (exact, rounded))
+    assert 0 < (one - other).abs().max() < 0.05 * one.abs().max()
+    assert torch.get_float32_matmul_precision() == before

@@ -169,9 +169,10 @@ class _Job:
     def tangent(self) -> bool:
         return self.vectors.plans[self.recipe].tangent
 
-    @property
+    @cached_property
     def experts(self) -> dict[str, TaskVector]:
-        return self.vectors[self.recipe, self.seed]
+        """On the GPU where there is room for what a merge needs, so that it is merged there."""
+        return _where_they_merge(self.vectors[self.recipe, self.seed], resolve_device(self.device))
 
     @cached_property
     def suite(self) -> Suite | PairSuite:
@@ -242,6 +243,17 @@ class _Job:
         if self.how.protocol == "knots":
             own = accuracies(individual_hits(self.suite, self.experts, split="validation", **how))
         return SuiteAccuracy(self.suite, individual=own, **how)
+
+
+def _where_they_merge(experts: dict[str, TaskVector], device: torch.device) -> dict[str, TaskVector]:
+    if device.type != "cuda":
+        return experts
+    dense = sum(delta.numel() for delta in next(iter(experts.values())).values())  # of a merged one
+    held = sum(part.nbytes for vector in experts.values() for part in vector.tensors().values())
+    free, _ = torch.cuda.mem_get_info(device)
+    if 2 * held + 16 * dense > free:
+        return experts
+    return {task: vector.to(device) for task, vector in experts.items()}
 
 
 def _check(grids: Mapping[str, Mapping], spaces: Mapping[str, Mapping]) -> None:

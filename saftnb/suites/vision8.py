@@ -31,23 +31,25 @@ SPLITS = ("saft", "knots")
 
 @dataclass(frozen=True)
 class Source:
-    """A data set on the hub: its id, the folder of its configuration, and how many pictures its parts have."""
+    """A data set on the hub: its id, how many pictures its parts have, the folder of its configuration, and how many
+    pixels one of them has for training, its shorter side at most 288 (about, where they differ)."""
 
     hub: str
     train: int
     test: int
     folder: str = "data"
+    pixels: int = 288 * 384  # photos of 4:3
 
 
 SOURCES = {
     "cars": Source("tanganke/stanford_cars", 8144, 8041),
     "dtd": Source("tanganke/dtd", 3760, 1880),
-    "eurosat": Source("tanganke/eurosat", 21_600, 2700),
-    "gtsrb": Source("tanganke/gtsrb", 26_640, 12_630),
-    "mnist": Source("ylecun/mnist", 60_000, 10_000, "mnist"),
-    "resisc45": Source("tanganke/resisc45", 18_900, 6300),
+    "eurosat": Source("tanganke/eurosat", 21_600, 2700, pixels=64**2),
+    "gtsrb": Source("tanganke/gtsrb", 26_640, 12_630, pixels=50**2),
+    "mnist": Source("ylecun/mnist", 60_000, 10_000, "mnist", 28**2),
+    "resisc45": Source("tanganke/resisc45", 18_900, 6300, pixels=256**2),
     "sun397": Source("tanganke/sun397", 19_850, 19_850),
-    "svhn": Source("ufldl-stanford/svhn", 73_257, 26_032, "cropped_digits"),
+    "svhn": Source("ufldl-stanford/svhn", 73_257, 26_032, "cropped_digits", 32**2),
 }
 # KnOTS validates on the first fifth of a permutation of test here. For the other three it uses validation splits that
 # the hub's copies lack: there a tenth of train stands in, as for SAFT.
