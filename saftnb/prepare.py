@@ -148,20 +148,24 @@ def _on_the_hub(
         return "missing", "", command, f"{why}; the hub does not answer"
 
 
-def _decoded() -> list[tuple[str, ...]]:
-    """What `StoredSplit` keeps: for evaluation, for training with random crops, and for training without."""
+def decoded_bytes() -> dict[str, int]:
+    """What `StoredSplit` keeps of "vision8" on the disk, for one size of pictures: for evaluation, for training with
+    random crops (about) and for training without, as LoRA does."""
     counts = {name: vision8.sizes(name) for name in vision8.SOURCES}
     held = {name: min(max(count["train"] // 10, 1), 5000) for name, count in counts.items()}
-    each = 3 * PICTURE**2
-    evaluated = sum(counts[name]["test"] + held[name] for name in counts) * each
-    trained = {name: counts[name]["train"] - held[name] for name in counts}
-    cropped = sum(count * 3 * vision8.SOURCES[name].pixels for name, count in trained.items())
+    trained, each = {name: counts[name]["train"] - held[name] for name in counts}, 3 * PICTURE**2
+    return {
+        "evaluation": sum(counts[name]["test"] + held[name] for name in counts) * each,
+        "training": sum(count * 3 * vision8.SOURCES[name].pixels for name, count in trained.items()),
+        "LoRA": sum(trained.values()) * each,
+    }
+
+
+def _decoded() -> list[tuple[str, ...]]:
     there = sum(file.stat().st_size for file in (vision8.folder() / ".decoded").glob("*.u8"))
-    state = f"{there / 2**30:.1f} GiB are here" if there else "made at first use"
+    state = f"{there / 2**30:.1f} GiB of all are here" if there else "made at first use"
     return [
-        ("decoded pictures: evaluation", state, f"{evaluated / 2**30:.1f} GiB"),
-        ("decoded pictures: training", "made at first use", f"about {cropped / 2**30:.0f} GiB"),
-        ("decoded pictures: LoRA", "made at first use", f"{sum(trained.values()) * each / 2**30:.0f} GiB"),
+        (f"decoded pictures: {what}", state, f"about {size / 2**30:.0f} GiB") for what, size in decoded_bytes().items()
     ]
 
 

@@ -172,7 +172,7 @@ def measured_hours(grid: Grid, todo: set[str], say: Callable[[str], None] = prin
 
     Timed are one training step of the first run's backbone and recipe, the crops that one process draws, and a merge by
     TIES; what a gradient takes in floating-point operations is counted, for every backbone and scope. Budgets, in
-    seconds, are added. A line says what bounds how many runs.
+    seconds, are added. Lines say what bounds which runs, and what the pictures take on the disk.
     """
     runs = [run for run in grid.runs if run.id in todo]
     if not any(run.gradients for run in runs) or not all(run.gradients or run.budget for run in runs):
@@ -192,10 +192,23 @@ def measured_hours(grid: Grid, todo: set[str], say: Callable[[str], None] = prin
         f"measured here, on {device}: a step of {backbone} with {plan.name} does {speed / 1e12:.3g} TFLOP/s; "
         f"the work is {total:.2g} FLOP"
     )
-    bounds = Counter(max(one, key=one.get) for one in seconds)
-    say("runs are bound by " + ", ".join(f"{what}: {count}" for what, count in bounds.most_common()))
+    counted = [run.notebook.name for run in runs if run.gradients]
+    bounds = Counter((max(one, key=one.get), name) for one, name in zip(seconds, counted, strict=True))
+    for what in sorted({what for what, _ in bounds}):
+        names = [f"{count} × {name}" for (bound, name), count in bounds.items() if bound == what]
+        say(f"bound by {what}: {', '.join(names)}")
+    if any(run.parameters.get("suite") == "vision8" for run in runs):
+        say(f"the pictures, decoded once, take about {_decoded_size(works):.0f} GiB on the disk for data")
     hours = (sum(sum(one.values()) for one in seconds) + sum(run.budget or 0.0 for run in runs)) / 3600
     return f", about {hours:,.0f} {'GPU' if device == 'cuda' else 'CPU'} hours at that speed"
+
+
+def _decoded_size(works: Sequence[Work]) -> float:
+    """GiB of the decoded pictures that these runs read."""
+    from saftnb.prepare import decoded_bytes
+
+    kinds = {"training" if work.crop else "LoRA" for work in works if work.pictures} | {"evaluation"}
+    return sum(decoded_bytes()[kind] for kind in kinds) / 2**30
 
 
 def merged_per_second() -> float:
