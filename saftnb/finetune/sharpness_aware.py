@@ -18,11 +18,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
@@ -67,6 +68,13 @@ class SharpnessAware(Optimizer):
 
     A parameter group with `perturb=False` is stepped with the gradient at w + ε, and has no ε of its own.
 
+    Layers that keep running statistics (BatchNorm) would update them in both calls, at w and at w + ε. With
+    `hold_statistics_of=model` those of this model are updated by the first call alone.
+
+    A `GradScaler` is of no use here: it is for float16, where w² g underflows, and torch refuses it a closure.
+    Use bfloat16 autocast, which needs no scaling. Under DistributedDataParallel the gradients of both calls are
+    averaged over the processes, so that all take the same ε.
+
     Weights are float32, float64 or bfloat16. In bfloat16 most of a small ε is lost in the rounding of w + ε:
     prefer float32 weights under autocast.
 
@@ -78,7 +86,7 @@ class SharpnessAware(Optimizer):
 
     def __init__(
         self, base_optimizer: Optimizer, rho: float | None = None, perturbation: str = "asam", *,
-        clip_first: float | None = None, clip_second: float | None = None,
+        clip_first: float | None = None, clip_second: float | None = None, hold_statistics_of: nn.Module | None = None,
     ) -> None:  # fmt: skip
         if not isinstance(base_optimizer, Optimizer) or isinstance(base_optimizer, SharpnessAware):
             kind = type(base_optimizer).__name__
@@ -90,7 +98,7 @@ class SharpnessAware(Optimizer):
         # profilers expect, but no second `param_groups` and `state` beside the base optimizer's.
         attributes = {"base_optimizer": base_optimizer, "perturbation": perturbation}
         self.__setstate__(attributes | {"clip_first": clip_first, "clip_second": clip_second})
-        self.rho = rho
+        self.hold_statistics_of, self.rho = hold_statistics_of, rho
 
     # Looked up on every access, since the base optimizer replaces these objects when it loads a state.
     param_groups = property(lambda self: self.base_optimizer.param_groups)
@@ -148,7 +156,8 @@ class SharpnessAware(Optimizer):
             # An autocast region around `step` keeps low-precision copies of the weights it has seen: with
             # them the second gradient would silently be taken at w.
             torch.clear_autocast_cache()
-            evaluate()
+            with _held_statistics(self.hold_statistics_of):
+                evaluate()
         finally:
             _copy_(weights, saved)
             torch.clear_autocast_cache()
@@ -180,8 +189,20 @@ class SharpnessAware(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # For pickle and deepcopy: torch's own would lose the base optimizer.
-        kept = ("base_optimizer", "perturbation", "clip_first", "clip_second", "_rho")
+        kept = ("base_optimizer", "perturbation", "clip_first", "clip_second", "hold_statistics_of", "_rho")
         return {name: self.__dict__[name] for name in kept}
+
+
+@contextmanager
+def _held_statistics(model: nn.Module | None) -> Iterator[None]:
+    """The buffers of a model's normalisation layers that track statistics are afterwards what they were."""
+    layers = [m for m in model.modules() if getattr(m, "track_running_stats", False)] if model is not None else []
+    saved = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        for buffer, before in saved:
+            buffer.copy_(before)
 
 
 def _ascend_(

@@ -121,7 +121,7 @@ _SEEN = (
 _NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
 
-def _third(words: Sequence, part: str) -> list:
+def _fifths(words: Sequence, part: str) -> list:
     """The words of a part: three fifths for training, a fifth each for validation and test."""
     where = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}[part]
     return [word for number, word in enumerate(words) if number % 5 in where]
@@ -136,8 +136,8 @@ def _quantified(rng: random.Random, part: str):
     """Quantifiers over a noun with or without adjective and an action with or without manner. A world is a set of
     individuals, each (has the adjective, acts, acts in that manner); at least one has the adjective, so that "every"
     has something to speak of."""
-    noun, adjective = rng.choice(_third(_NOUNS, part)), rng.choice(_third(_ADJECTIVES, part))
-    action, manner = rng.choice(_third(_ACTIONS, part)).split(":")[0], rng.choice(_third(_MANNERS, part))
+    noun, adjective = rng.choice(_fifths(_NOUNS, part)), rng.choice(_fifths(_ADJECTIVES, part))
+    action, manner = rng.choice(_fifths(_ACTIONS, part)).split(":")[0], rng.choice(_fifths(_MANNERS, part))
 
     def sentence() -> Sentence:
         quantifier, narrow, how = (
@@ -167,7 +167,7 @@ _CROWDS = [
 
 def _negated(rng: random.Random, part: str):
     """One negation or none, and complementary opposites. A world says whether the thing is the first of the two."""
-    one, other = rng.choice(_third(list(_OPPOSITES), part))
+    one, other = rng.choice(_fifths(list(_OPPOSITES), part))
     thing = rng.choice(_OPPOSITES[one, other].split())
 
     def sentence(frames: Sequence[str], word: str) -> Sentence:
@@ -185,11 +185,11 @@ def _negated(rng: random.Random, part: str):
 def _of_a_kind(rng: random.Random, part: str):
     """Kinds of things, in sentences that some or no such thing makes true. A world says which of three things, two of
     one kind and one of another, and one more of the first kind, were found."""
-    kinds = _third(list(_KINDS), part)
+    kinds = _fifths(list(_KINDS), part)
     kind, strange = rng.sample(kinds, 2)
     one, two = rng.sample(_KINDS[kind].split(), 2)
     three = rng.choice(_KINDS[strange].split())
-    what = rng.choice(_third(_SEEN, part))
+    what = rng.choice(_fifths(_SEEN, part))
     members = {one: (0,), two: (1,), three: (2,), kind: (0, 1, 3), strange: (2, 4)}
 
     def sentence(word: str, positive: bool) -> Sentence:
@@ -204,7 +204,7 @@ def _of_a_kind(rng: random.Random, part: str):
 
 def _counted(rng: random.Random, part: str):
     """Bounds on a number. A world is a number from 0 to 14."""
-    name, things = rng.choice(_third(_NAMES, part)), rng.choice(_third(_OBJECTS, part))
+    name, things = rng.choice(_fifths(_NAMES, part)), rng.choice(_fifths(_OBJECTS, part))
     verb = rng.choice(("has", "bought", "lost"))
 
     def sentence(kinds: Sequence[str], bound: int) -> Sentence:
@@ -224,9 +224,9 @@ def _counted(rng: random.Random, part: str):
 
 def _implied(rng: random.Random, part: str):
     """Verbs that say whether what they speak of happened. A world says whether it did."""
-    who = rng.choice((rng.choice(_third(_NAMES, part)), "the " + rng.choice(_third(_NOUNS, part))))
-    _, past, plain = rng.choice(_third(_ACTIONS, part)).split(":")
-    manner = rng.choice(("", " " + rng.choice(_third(_MANNERS, part))))
+    who = rng.choice((rng.choice(_fifths(_NAMES, part)), "the " + rng.choice(_fifths(_NOUNS, part))))
+    _, past, plain = rng.choice(_fifths(_ACTIONS, part)).split(":")
+    manner = rng.choice(("", " " + rng.choice(_fifths(_MANNERS, part))))
     happened, never = rng.random() < 0.5, rng.random() < 0.4
     verb = ("never " if never else "") + rng.choice((_DONE if happened else _UNDONE)[part])
     premise = Sentence(f"{who} {verb} to {plain}{manner}", lambda world: world[0] == (happened != never))
@@ -239,8 +239,8 @@ def _implied(rng: random.Random, part: str):
 
 def _coordinated(rng: random.Random, part: str):
     """And, or, neither, but not. A world says which of three people acted."""
-    names = rng.sample(_third(_NAMES, part), 3)
-    _, past, plain = rng.choice(_third(_ACTIONS, part)).split(":")
+    names = rng.sample(_fifths(_NAMES, part), 3)
+    _, past, plain = rng.choice(_fifths(_ACTIONS, part)).split(":")
     a, b = 0, 1
     text, holds = rng.choice((
         (f"{names[a]} and {names[b]} {past}", lambda w: w[a] and w[b]),

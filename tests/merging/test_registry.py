@@ -47,7 +47,7 @@ def test_the_methods_and_their_schemas() -> None:
         "tsv_m": ["scale"],
     }
     assert str(methods()["ties"]) == (
-        "ties(keep: number in (0, 1], default 0.2; scale: number any finite, default 1.0; "
+        "ties(keep: number in (0, 1], default 0.2; scale: number, default 1.0; "
         "aggregate: 'mean' or 'sum', default 'mean')"
     )
     methods().clear()

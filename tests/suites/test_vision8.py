@@ -267,15 +267,15 @@ def test_doctor_prints_one_table(data, capsys, monkeypatch):
     assert lines[0].split() == ["what", "state", "size", "command", "why"]
     pairs = [f"nli6/{name}" for name in PAIR_SOURCES]
     assert [line.split()[0] for line in lines[1:]] == [
-        "device", "memory", "disk", "pocket", "pocket-nli's", "ViT-B-32", "ViT-B-16", "ViT-L-14", *vision8.SOURCES,
-        "decoded", *pairs, *["models"] * 6,
+        "device", "memory", "disk", "locks", "locks", "pocket", "pocket-nli's", "ViT-B-32", "ViT-B-16", "ViT-L-14",
+        *vision8.SOURCES, *["decoded"] * 3, *pairs, *["models"] * 6,
     ]  # fmt: skip
     ready = {line.split()[0] for line in lines if " ready " in f"{line} "}
-    assert ready == {"pocket", "pocket-nli's", "ViT-B-32", *vision8.SOURCES, *pairs, "models"}
+    assert ready == {"locks", "pocket", "pocket-nli's", "ViT-B-32", *vision8.SOURCES, *pairs, "models"}
     models = [line for line in lines if line.startswith("models of")]
     assert [" ready " in line for line in models] == [True, True, False, False, False, True]
     assert "saftnb fetch vision8 --models fusionbench --backbone ViT-B-16" in models[2]
-    assert "saftnb fetch vision8 --backbone ViT-L-14" in lines[8]
+    assert "saftnb fetch vision8 --backbone ViT-L-14" in lines[10]
     published = sum(source.test for source in vision8.SOURCES.values())
     assert published == 8041 + 1880 + 2700 + 12630 + 10000 + 6300 + 19850 + 26032
 

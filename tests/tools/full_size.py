@@ -19,7 +19,7 @@ from saftnb.finetune.train import prepare_scope
 
 GRIDS = Path(__file__).parents[2] / "notebooks" / "grids"
 PEAK, SHARE = 989e12, 0.3  # bfloat16 of an H100 (dense, its data sheet), and the share of it that we assume
-FEED, COPIES, MERGING = 1000.0, 1e4, 1e8  # crops and copies a second and process, entries a second and core: measured
+FEED, COPIES, MERGING = 2500.0, 9000.0, 4e7  # crops, copies, entries a second and core: measured
 
 
 @cache
