@@ -67,6 +67,15 @@ def test_rooms_import_only_from_rooms_above_them():
             assert order.index(found) <= order.index(room), f"{path.relative_to(ROOT)} imports {found}"
 
 
+def test_the_guides_estimates_cover_every_run_at_full_size():
+    table = (GUIDE / "full_size.md").read_text().partition("| grid | notebook |")[2].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    for name in ("vision8", "knots-vision", "nli6"):
+        grid = load_grid(ROOT / "notebooks" / "grids" / f"{name}.yaml", ROOT / "runs")
+        assert sum(int(row[4]) for row in rows if row[0] == name) == len(grid.runs)
+        assert {row[1] for row in rows if row[0] == name} == {run.notebook.name for run in grid.runs}
+
+
 def test_every_notebook_runs_at_full_size_on_stand_ins():
     grid = load_grid(ROOT / "tests" / "standins.yaml")
     named = {run.notebook.name for run in grid.runs}

@@ -158,13 +158,19 @@ class Work:
     entries: float
     cpus: int
 
-    def seconds(self, speed: float, feed: Callable[[float], float], merging: float) -> dict[str, float]:
-        """By what it spends them on; a training's pictures are drawn beside its steps, by processes of their own."""
+    def seconds(
+        self, speed: float, feed: Callable[[float], float], merging: Callable[[int], float]
+    ) -> dict[str, float]:
+        """By what it spends them on; a training's pictures are drawn beside its steps, by processes of their own.
+
+        `speed` in FLOP a second, `feed` in pictures a second and process, by crop, `merging` in entries a second, by
+        cores.
+        """
         step = self.flops / speed
         drawn = self.pictures / (feed(self.crop) * min(self.cpus, 16)) if self.pictures else 0.0
         if self.training:
             return {"feed": drawn} if drawn > step else {"step": step}
-        return {"search": step, "merging": self.entries / (merging * self.cpus)}
+        return {"search": step, "merging": self.entries / merging(self.cpus)}
 
 
 def measured_hours(grid: Grid, todo: set[str], say: Callable[[str], None] = print) -> str:
@@ -185,8 +191,8 @@ def measured_hours(grid: Grid, todo: set[str], say: Callable[[str], None] = prin
     device, (backbone, plan) = resolve_device("auto").type, kinds[0]
     pairs = runs[0].parameters["suite"] == "nli6"
     speed = measure.pair_flops_per_second(backbone) if pairs else measure.flops_per_second(backbone, plan)
-    merging = merged_per_second() if any(work.entries for work in works) else 1.0
-    seconds = [work.seconds(speed, cache(measure.pictures_per_second), merging) for work in works]
+    feed, rate = cache(measure.pictures_per_second), merged_per_second(device)
+    seconds = [work.seconds(speed, feed, lambda cpus: rate * (cpus if device == "cpu" else 1)) for work in works]
     total = sum(work.flops for work in works)
     say(
         f"measured here, on {device}: a step of {backbone} with {plan.name} does {speed / 1e12:.3g} TFLOP/s; "
@@ -211,18 +217,18 @@ def _decoded_size(works: Sequence[Work]) -> float:
     return sum(decoded_bytes()[kind] for kind in kinds) / 2**30
 
 
-def merged_per_second() -> float:
-    """Entries of all task vectors together that one core merges here by TIES."""
+def merged_per_second(device: str = "cpu") -> float:
+    """Entries of all task vectors together that one core, or a GPU, merges here by TIES."""
     import torch
 
     from saftnb.backbones import threads
     from saftnb.merging import TaskVector, merge
 
-    vectors, times = [TaskVector({"w": torch.randn(1024, 1024)}) for _ in range(8)], []
+    vectors, times = [TaskVector({"w": torch.randn(1024, 1024, device=device)}) for _ in range(8)], []
     with threads(1):
         for _ in range(3):
             start = time.perf_counter()
-            merge(vectors, "ties", keep=0.2)
+            float(merge(vectors, "ties", keep=0.2)["w"][0, 0])  # when it is there
             times.append(time.perf_counter() - start)
     return 8 * 1024**2 / min(times)
 

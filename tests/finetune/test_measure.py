@@ -79,11 +79,11 @@ def test_what_bounds_a_run():
     """Steps, pictures or merges, whichever takes longest; pictures are drawn beside the steps."""
     work = Work(training=True, flops=1e12, pictures=1000, crop=0.9, entries=0, cpus=4)
     rate = {0.9: 10.0, 0.0: 1000.0}
-    assert work.seconds(1e11, rate.get, 1.0) == {"feed": 25.0}  # 1000 pictures, 4 processes of 10 a second
-    assert work.seconds(1e10, rate.get, 1.0) == {"step": 100.0}
-    assert dataclasses.replace(work, crop=0.0).seconds(1e11, rate.get, 1.0) == {"step": 10.0}
+    assert work.seconds(1e11, rate.get, None) == {"feed": 25.0}  # 1000 pictures, 4 processes of 10 a second
+    assert work.seconds(1e10, rate.get, None) == {"step": 100.0}
+    assert dataclasses.replace(work, crop=0.0).seconds(1e11, rate.get, None) == {"step": 10.0}
     later = dataclasses.replace(work, training=False, pictures=0, entries=8e9)
-    assert later.seconds(1e11, rate.get, 1e8) == {"search": 10.0, "merging": 20.0}
+    assert later.seconds(1e11, rate.get, lambda cpus: 1e8 * cpus) == {"search": 10.0, "merging": 20.0}
 
 
 def test_the_entries_of_a_merge_are_those_of_the_models():

@@ -19,7 +19,7 @@ from saftnb.finetune.train import prepare_scope
 
 GRIDS = Path(__file__).parents[2] / "notebooks" / "grids"
 PEAK, SHARE = 989e12, 0.3  # bfloat16 of an H100 (dense, its data sheet), and the share of it that we assume
-FEED, COPIES, MERGING = 2500.0, 9000.0, 4e7  # crops, copies, entries a second and core: measured
+FEED, COPIES, MERGING = 2500.0, 9000.0, 4e7  # crops, copies, entries a second and core: measured here
 
 
 @cache
@@ -51,7 +51,7 @@ def rows() -> list[tuple[str, ...]]:
         for run in load_grid(GRIDS / f"{name}.yaml", Path("runs")).runs:
             backbone, plan = _kind(run)
             work = _work(run, backbone, plan)
-            spent = work.seconds(PEAK * SHARE, lambda crop: FEED if crop else COPIES, MERGING)
+            spent = work.seconds(PEAK * SHARE, lambda crop: FEED if crop else COPIES, lambda cpus: MERGING * cpus)
             recipe = run.parameters["recipe"] if work.training else ""
             key = (name, run.notebook.name, backbone.rpartition("/")[2], recipe)
             found.setdefault(key, [0, 0.0, work, spent, plan, backbone])
