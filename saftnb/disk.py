@@ -8,12 +8,13 @@ import errno
 import fcntl
 import glob
 import os
+import re
 import secrets
 import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 HERE = 60.0  # seconds without a change after which the temporary file of a process that is gone counts as left behind
@@ -73,14 +74,22 @@ def _take_place(new: Path, path: Path) -> None:
         new.rename(path)
         return
     previous = _previous(path)
-    _remove(previous)
+    _forget(previous)
     path.rename(previous)
     try:
         new.rename(path)
     except BaseException:
         previous.rename(path)
         raise
-    _remove(previous)
+    _forget(previous)
+
+
+def _forget(path: Path) -> None:
+    """Remove what may be large, under a temporary name: `restore` must not find half of it."""
+    if path.exists() or path.is_symlink():
+        gone = _temporary(path)
+        path.rename(gone)
+        _remove(gone)
 
 
 def _previous(path: Path) -> Path:
@@ -98,12 +107,14 @@ def sweep(path: Path) -> None:
     """Remove the temporary files and folders of `path` that their writers left: a process of this machine that is
     gone, or one of another machine that wrote nothing for an hour."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        writer = left.name.removeprefix(f".{path.name}.").split(".")[0]  # HOST-PID
-        host, _, pid = writer.rpartition("-")
+        written = re.fullmatch(r"(.+)-(\d+)\.[0-9a-f]{8}\.part", left.name.removeprefix(f".{path.name}."))
+        if not written:  # of another file, whose name begins like this one's
+            continue
+        host, pid = written.groups()
         try:
             idle = time.time() - left.stat().st_mtime
             gone = idle > HERE and not _lives(int(pid)) if host == _host() else idle > ELSEWHERE
-        except (ValueError, OSError):  # not a name of ours, or gone meanwhile
+        except OSError:  # gone meanwhile
             continue
         if gone:
             _remove(left)
@@ -131,6 +142,8 @@ def locked(path: Path, doing: str) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+        with suppress(OSError):  # closing alone would leave it with a forked process that is still there
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
@@ -149,7 +162,7 @@ def _acquired(path: Path, doing: str) -> int:
             if error.errno in NO_LOCKS:
                 print(f"{path.parent}: no locks on this file system; another process may do the same", flush=True)
                 return descriptor
-            if not isinstance(error, FileNotFoundError):
+            if not isinstance(error, FileNotFoundError) and error.errno != errno.ESTALE:  # the holder took it away
                 os.close(descriptor)
                 raise
         except BaseException:

@@ -215,8 +215,10 @@ def _fetch_models(suite: str, source: str, backbones: Sequence[str]) -> None:
             why = _model_fault(folder)
             if why is not None:
                 print(f"{repository}: {why}", flush=True)
-                for file in folder.glob("*.*"):  # or the hub's client would take them for whole
-                    file.unlink()
+                _hub_size(repository, "model", hub.FILES)  # it answers: what is broken here can go,
+                for file in folder.glob("*.*"):  # or the hub's client would take it for whole
+                    if file.is_file():
+                        file.unlink()
                 _download(repository, "model", folder, hub.FILES)
                 why = _model_fault(folder)
                 if why is not None:
@@ -230,7 +232,7 @@ def _model_fault(folder: Path) -> str | None:
         return "not here yet" if not folder.exists() else "there are no weights that we read"
     try:
         read_adapter(folder) if is_adapter(folder) else open_checkpoint(folder)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         return str(error)
 
 

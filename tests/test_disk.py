@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,42 @@ def add_one(file, lock, times):
             before = int(file.read_text())
             time.sleep(0.001)
             file.write_text(str(before + 1))
+
+
+def test_a_name_that_begins_like_another_is_another(tmp_path):
+    state = named(tmp_path / "a.pt", disk._host(), gone_process())
+    state.write_text("half")
+    os.utime(state, (0, time.time() - 2 * disk.HERE))
+    sweep(tmp_path / "a")
+    assert state.exists()
+    sweep(tmp_path / "a.pt")
+    assert not state.exists()
+
+
+def test_what_is_forgotten_does_not_come_back(tmp_path, monkeypatch):
+    """Killed while the old folder is removed: its rest is no former state."""
+    folder = tmp_path / "out"
+    for text in ("one", "two"):
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "_remove", lambda path: None)
+            with whole_folder(folder) as part:
+                (part / "a.txt").write_text(text)
+    shutil.rmtree(folder)
+    restore(folder)
+    assert not folder.exists()
+
+
+def test_a_forked_process_that_lives_on_does_not_keep_the_lock(tmp_path):
+    lock, there = tmp_path / "a.lock", fork.Event()
+    with locked(lock, "forks"):
+        child = fork.Process(target=there.wait, args=(20,))
+        child.start()
+        os.link(lock, tmp_path / "same")  # who waits on it holds the same file
+    descriptor = os.open(tmp_path / "same", os.O_RDWR)
+    disk.fcntl.flock(descriptor, disk.fcntl.LOCK_EX | disk.fcntl.LOCK_NB)
+    os.close(descriptor)
+    there.set()
+    child.join()
 
 
 def test_eight_processes_and_one_lock(tmp_path):

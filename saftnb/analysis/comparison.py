@@ -20,7 +20,7 @@ from saftnb.merging.search import Search, check_grid, coordinate_search, per_tar
 from saftnb.merging.spaces import EVERY_SPACE, SAME_IN_EVERY_SPACE
 from saftnb.merging.statistics import suite_statistics
 from saftnb.scores import score_table
-from saftnb.suites import PairSuite, Suite
+from saftnb.suites import PairSuite, Suite, conditions
 from saftnb.task_vector import TaskVector
 
 _NAMES = ["model", "space", "recipe", "seed"]
@@ -119,6 +119,7 @@ def compare(
         raise ValueError(f"protocol is saft or knots, not {protocol!r}")
     spaces = dict(spaces) if isinstance(spaces, Mapping) else {space: {} for space in spaces}
     _check(grids, spaces)
+    grids = {method: {name: _plain(values) for name, values in grid.items()} for method, grid in grids.items()}
     how = _How(protocol, pictures, test_pictures, statistics_pictures, targets, resolve_device(device).type)
     found = Comparison()
     for recipe, seed in vectors:
@@ -186,15 +187,18 @@ class _Job:
         return {"tangent": self.tangent, "device": self.device, "pictures": self.how.test_pictures or None}
 
     def inputs(self, method: str, space: str, options: Mapping, grid: Mapping) -> dict | None:
-        """What decides an entry; None where the caller's own functions do."""
-        if self.measure or self.test:
+        """What decides an entry, lists where the order does, too; None where the caller's own functions do."""
+        given = [methods().get(method), known_spaces().get(space)]  # one registered elsewhere is not in the code's hash
+        foreign = any(one and not one.function.__module__.startswith("saftnb.") for one in given)
+        if self.measure or self.test or foreign:
             return None
         name = f"{self.whole_suite.name}-{method}{'-' * bool(space)}{space}-{self.recipe}-s{self.seed}"
-        grid = {one: list(values) for one, values in grid.items()}
+        experts = self.vectors.fingerprints(self.recipe, self.seed)
         return {
-            "name": re.sub(r"[^\w.=+-]+", "-", name), "experts": self.vectors.fingerprints(self.recipe, self.seed),
-            "method": method, "space": space, "options": dict(options), "grid": grid, "how": asdict(self.how),
-            "precision": getattr(self.whole_suite, "precision", "float32"), "torch": torch.__version__,
+            "name": re.sub(r"[^\w.=+-]+", "-", name), "experts": list(experts.items()), "method": method,
+            "space": space, "options": dict(options), "grid": list(grid.items()), "how": asdict(self.how),
+            "data": {task: one.sha256 for task, one in self.whole_suite.tasks.items()},
+            "backbone": self.whole_suite.backbone.sha256, **conditions(self.whole_suite), "torch": torch.__version__,
         }  # fmt: skip
 
     def unmerged(self) -> Merged:
@@ -243,6 +247,11 @@ class _Job:
         if self.how.protocol == "knots":
             own = accuracies(individual_hits(self.suite, self.experts, split="validation", **how))
         return SuiteAccuracy(self.suite, individual=own, **how)
+
+
+def _plain(values: Sequence[float]) -> list:
+    """As Python's own numbers, also where NumPy's were given."""
+    return [value.item() if hasattr(value, "item") else value for value in values]
 
 
 def _where_they_merge(experts: dict[str, TaskVector], device: torch.device) -> dict[str, TaskVector]:

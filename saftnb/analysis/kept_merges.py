@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -39,7 +38,7 @@ def kept(inputs: dict | None, make: Callable[[], Merged]) -> Merged:
     """The entry of these inputs, made where there is none; with None for inputs nothing is kept."""
     if inputs is None:
         return make()
-    inputs = inputs | {"code": code_sha256()}
+    inputs = inputs | {"code": CODE}
     found = store.read(inputs, _take, ("hits.safetensors", "found.json"))
     if found is not None:
         return found
@@ -73,11 +72,13 @@ def _take(folder: Path, _: Mapping) -> Merged:
     return Merged(Search(None, about["best"], curve, about["at_edge"]), tested, targeted)
 
 
-@cache
 def code_sha256() -> str:
-    """Of the rooms that take part in a merge and its evaluation."""
+    """Of the rooms that take part in a merge and its evaluation, as their files are now."""
     digest, root = hashlib.sha256(), Path(saftnb.__file__).parent
     for room in ROOMS:
         for path in sorted((root / room).rglob("*.py")) if (root / room).is_dir() else [root / room]:
             digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+CODE = code_sha256()  # of what is loaded: the files may change while this process runs

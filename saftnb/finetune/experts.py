@@ -14,7 +14,7 @@ from saftnb.finetune.recipes import Recipe
 from saftnb.finetune.recipes import recipe as named_recipe
 from saftnb.finetune.resume import load_state, save_state
 from saftnb.finetune.train import CPU_THREADS, Training
-from saftnb.suites import PairSuite, Suite
+from saftnb.suites import PairSuite, Suite, conditions
 from saftnb.task_vector import TaskVector
 
 TRAINING_VERSION = 1  # raise it whenever a change of the training code changes what it trains
@@ -22,12 +22,12 @@ TRAINING_VERSION = 1  # raise it whenever a change of the training code changes 
 
 def describe(suite: Suite | PairSuite, task: str, plan: Recipe, seed: int, device: torch.device) -> dict:
     """Everything that decides a fine-tuned model: its hash is the checkpoint's fingerprint."""
-    cut = getattr(suite.backbone, "max_length", 256)
+    given = {name: value for name, value in conditions(suite).items() if name != "precision"}  # which is the recipe's
     return {
         "suite": suite.name, "task": task, "data": suite.tasks[task].sha256, "backbone": suite.backbone.sha256,
         "recipe": plan.inputs(), "seed": seed, "version": TRAINING_VERSION,
         "device": device.type, "threads": CPU_THREADS if device.type == "cpu" else None,
-        **({} if cut == 256 else {"max_length": cut}),  # as before it could be chosen
+        **given,
     }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from saftnb.formats.adapter import is_adapter, read_adapter
 from saftnb.formats.checkpoint import find, open_checkpoint
 from saftnb.formats.hub import SOURCES, hub_id, is_here, published_folder
 from saftnb.formats.names import tower_state
-from saftnb.suites import PairSuite, Suite
+from saftnb.suites import PairSuite, Suite, conditions
 from saftnb.task_vector import TaskVector
 
 PREFIX = "published:"
@@ -97,7 +97,7 @@ def read_published(suite: Suite | PairSuite, task: str, plan: Published, *, devi
     inputs = {
         "suite": suite.name, "task": task, "data": suite.tasks[task].sha256, "backbone": suite.backbone.sha256,
         "recipe": plan.inputs(), "seed": 0, "files": adapter.sha256 if adapter else open_checkpoint(folder).sha256,
-        "head": kind, "version": READING_VERSION,
+        "head": kind, "version": READING_VERSION, **conditions(suite),
     }  # fmt: skip
     if (found := store.load(inputs)) is not None:
         return found

@@ -263,6 +263,8 @@ def _unpickled(file: Path, trust: bool) -> Mapping[str, Tensor]:
                 "safetensors with safetensors.torch.save_file, or pass trust_pickle=True"
             ) from None
         found = torch.load(file, "cpu", weights_only=False)
+    except (MemoryError, OSError):
+        raise
     except Exception as error:  # whatever the unpickler makes of bytes that no pickler wrote
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{file} is not a whole file that torch.save wrote: {why}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +40,8 @@ from saftnb.merging.whole_models import ELEMENTWISE, SPAN, LazyVector, merged_sh
 from saftnb.progress import progress_bar
 from saftnb.task_vector import TaskVector, require_same_parameters
 
-HEADING = "# A merged model"  # of a result's README.md, which tells it from other folders
+HEADING = "# A merged model"  # of a result's README.md, which tells it from other folders,
+FILES = "Files: "  # and what it holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,10 +200,12 @@ def _require_free(out: Path, inputs: Sequence[Path], force: bool) -> None:
         if not force:
             raise FileExistsError(f"{out} is there already; --force replaces it")
         mark = out / "README.md"
-        ours = not out.is_symlink() and mark.is_file() and mark.read_text(errors="replace").startswith(HEADING)
-        foreign = [entry.name for entry in sorted(out.iterdir()) if entry.is_dir()] if ours else []
+        text = mark.read_text(errors="replace") if not out.is_symlink() and mark.is_file() else ""
+        ours = text.splitlines()[:1] == [HEADING]
+        written = {"README.md", *re.findall(r"`([^`]+)`", text.rpartition(FILES)[2])}
+        foreign = [entry.name for entry in sorted(out.iterdir()) if entry.name not in written] if ours else []
         if not ours or foreign:
-            why = f"it has a folder {foreign[0]!r}" if foreign else "it has no README.md of one"
+            why = f"it has {foreign[0]!r}, which no merge wrote" if foreign else "it has no README.md of one"
             raise FileExistsError(f"{out} is no result of a merge ({why}): --force does not replace it")
     above = out.absolute().parent
     while not above.exists():
@@ -256,7 +260,8 @@ def execute(planned: Plan, *, progress: bool = True) -> list[str]:
             merged = merge(planned.vectors, planned.method, space=planned.space, **planned.values)
             low = planned.adapters or all(isinstance(delta, LowRank) for delta in merged.values())
             said = _write_adapter(planned, merged, folder, progress) if low else _write_vector(merged, folder)
-        (folder / "README.md").write_text(_readme(planned, said), encoding="utf-8")
+        held = ", ".join(f"`{file.name}`" for file in sorted(folder.iterdir()))
+        (folder / "README.md").write_text(f"{_readme(planned, said)}\n{FILES}{held}.\n", encoding="utf-8")
     return said
 
 
@@ -280,7 +285,7 @@ def _write_adapter(planned: Plan, merged: TaskVector, folder: Path, progress: bo
             if found[name].B.shape[1] > planned.rank:
                 found[name] = lowest_rank(delta, planned.rank)
                 gone = max(whole - squared_norm(found[name]), 0.0)  # what is cut is orthogonal to what is kept
-                lost, worst = lost + gone, max(worst, (gone / whole) ** 0.5)
+                lost, worst = lost + gone, max(worst, (gone / whole) ** 0.5 if whole else 0.0)
     first = planned.adapters[0] if planned.adapters else None
     own = {"base": first.base, "revision": first.revision, "more": _shared(planned.adapters)} if first else {}
     TaskVector(found).to_adapter(folder, **own)

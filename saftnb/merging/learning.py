@@ -27,7 +27,7 @@ from saftnb.finetune.train import CPU_THREADS
 from saftnb.merging.coefficients import Values
 from saftnb.merging.learning_loop import VIEWS, Learning, Plan
 from saftnb.merging.learning_loop import pool as pool
-from saftnb.suites import PairSuite, Suite
+from saftnb.suites import PairSuite, Suite, conditions
 from saftnb.task_vector import TaskVector
 
 LEARNING_VERSION = 1  # raise it whenever a change of this code changes what is learned
@@ -201,6 +201,7 @@ def _describe(suite, vectors: Mapping[str, TaskVector], plan: Plan, seed: int, t
         "name": f"{suite.name}-learned-{plan.by}-{plan.objective}-s{seed}", "suite": suite.name, "tasks": tasks,
         "backbone": suite.backbone.sha256, "plan": dataclasses.asdict(plan), "tangent": tangent, "seed": seed,
         "version": LEARNING_VERSION, "device": device.type, "threads": CPU_THREADS if device.type == "cpu" else None,
+        **conditions(suite),
     }  # fmt: skip
 
 

@@ -129,6 +129,8 @@ def _checked(vectors: Experts) -> list[TaskVector]:
         if not isinstance(vector, TaskVector):
             raise ValueError(f"merge takes a list of TaskVectors; its item {i} is a {type(vector).__name__}")
         require_same_parameters(vectors[0], vector, "vector 0", f"vector {i}")
+    names = list(vectors[0])  # in the order of which DARE draws
+    vectors = [v if list(v) == names else TaskVector({name: v[name] for name in names}) for v in vectors]
     devices = {str(delta.device) for vector in vectors for delta in vector.values()}
     if len(devices) > 1:
         raise ValueError(f"the task vectors lie on {' and '.join(sorted(devices))}: move them to one device")

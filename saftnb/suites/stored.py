@@ -160,7 +160,10 @@ class StoredSplit:
         """Make ready for a training that draws so many pictures: decode them all, once, where that is less work than
         decoding each as it is drawn. Returns how many processes should draw."""
         if draws > len(self):
-            _ = self._places if crop else self.images
+            try:
+                _ = self._places if crop else self.images
+            except OSError as error:  # no room, or a data folder that cannot be written
+                print(f"{self.name}: pictures are decoded at each step ({error})", flush=True)
         return processes()
 
     def drawn(self, index: Tensor, crop: float, generator: torch.Generator) -> Tensor:

@@ -21,11 +21,25 @@ from saftnb.suites.nli6 import NLI6_BACKBONE, PAIR_SOURCES, nli6_task, require_n
 from saftnb.suites.pairs import PairSuite
 from saftnb.suites.pocket import POCKET_TASKS, pocket_task, thimble_task
 from saftnb.suites.pocket_nli import POCKET_NLI_TASKS, THIMBLE_NLI_TASKS, THIMBLE_SIZES, pocket_nli_task
+from saftnb.suites.stored import DECODING
 from saftnb.suites.task import Task, resample
 from saftnb.suites.vision8 import SOURCES, SPLITS, kept_head, require_whole, vision8_task
 from saftnb.task_vector import TaskVector
 
 PRECISIONS = ("float32", "bf16")
+
+
+def conditions(suite: "Suite | PairSuite") -> dict[str, object]:
+    """What decides a suite's results beside its data, its weights and its heads. Fields that came later are left out at
+    their defaults, so that what was kept before is still found."""
+    found: dict[str, object] = {}
+    if getattr(suite, "precision", "float32") != "float32":
+        found["precision"] = suite.precision
+    if getattr(suite.backbone, "max_length", 256) != 256:
+        found["max_length"] = suite.backbone.max_length
+    if suite.name == "vision8":
+        found["decoding"] = DECODING
+    return found
 
 
 class Tasks(Mapping[str, Task]):

@@ -1,12 +1,16 @@
 """`compare` against the loops that it stands for, on the thimble suites."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 
 import saftnb as sn
 from saftnb.analysis import comparison, kept_merges
 from saftnb.evaluate import SuiteAccuracy, accuracies, individual_hits, suite_hits
-from saftnb.merging import merge, represent
+from saftnb.finetune import store
+from saftnb.merging import merge, registry, represent
 from saftnb.merging.search import coordinate_search, per_target, search
 from saftnb.merging.spaces import EVERY_SPACE, SAME_IN_EVERY_SPACE
 from saftnb.merging.statistics import fisher_diagonal, gram_matrices, suite_statistics
@@ -107,6 +111,36 @@ def test_a_comparison_that_breaks_off_goes_on_where_it_was(bench, lora, tmp_path
         sn.compare(bench, lora, GRIDS, progress=False, **how | {"pictures": 19})
 
 
+def test_what_decides_a_merge_is_in_its_key(bench, lora):
+    """Order of the grid, the data that are measured, precision, numbers of NumPy's, and methods of the caller's own."""
+
+    def inputs(suite=bench, method="ties", grid=GRIDS["ties"]):
+        how = comparison._How("knots", 0, 0, 0, False, "cpu")
+        return comparison._Job(suite, lora, "lora", 0, how, "cpu", False, None, None).inputs(
+            method, "weights", {}, grid
+        )
+
+    key = store.fingerprint(inputs())
+    turned = dict(reversed(GRIDS["ties"].items()))
+    dealt, half = sn.load_suite("thimble", split=1), sn.load_suite("thimble", precision="bf16")
+    others = [inputs(grid=turned), inputs(suite=dealt), inputs(suite=half), inputs(method="average", grid={})]
+    assert len({key, *(store.fingerprint(one) for one in others)}) == 5
+    assert store.fingerprint(inputs()) == key
+    registry._METHODS["mine"] = dataclasses.replace(registry.methods()["average"], function=lambda vectors: vectors[0])
+    try:
+        assert inputs(method="mine", grid={}) is None
+    finally:
+        del registry._METHODS["mine"]
+
+
+def test_grids_may_be_of_numpy(bench, lora, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAFTNB_STORE", str(tmp_path))
+    how = {"device": "cpu", "pictures": 10, "progress": False}
+    ours = sn.compare(bench, lora, {"task_arithmetic": {"scale": np.array([0.2, 0.5])}}, **how)
+    theirs = sn.compare(bench, lora, {"task_arithmetic": {"scale": [0.2, 0.5]}}, **how)
+    assert ours.scores().equals(theirs.scores())
+
+
 def test_another_code_of_the_library_is_another_entry(bench, lora, tmp_path, monkeypatch):
     monkeypatch.setenv("SAFTNB_STORE", str(tmp_path))
     how = {"device": "cpu", "pictures": 10, "progress": False}
@@ -114,7 +148,7 @@ def test_another_code_of_the_library_is_another_entry(bench, lora, tmp_path, mon
     known = set(tmp_path.iterdir())
     sn.compare(bench, lora, {"average": {}}, **how)
     assert set(tmp_path.iterdir()) == known
-    monkeypatch.setattr(kept_merges, "code_sha256", lambda: "other")
+    monkeypatch.setattr(kept_merges, "CODE", "other")
     sn.compare(bench, lora, {"average": {}}, **how)
     assert len(set(tmp_path.iterdir()) - known) == 2  # the merge, and what is no merge
 

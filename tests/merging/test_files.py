@@ -282,7 +282,7 @@ def test_any_base_merges_what_names_different_bases_and_says_so(adapters, capsys
 def test_the_folder_appears_whole_or_not_at_all(adapters, monkeypatch, capsys):
     (adapters / "out").mkdir()
     (adapters / "out" / "mine.txt").write_text("keep me")
-    (adapters / "out" / "README.md").write_text("# A merged model\n")
+    (adapters / "out" / "README.md").write_text("# A merged model\n\nFiles: `mine.txt`.\n")
     assert run(adapters, "mnist", "dtd", "--method", "average") == 2
     assert "out is there already; --force replaces it" in capsys.readouterr().err
 
@@ -307,14 +307,14 @@ def test_force_replaces_the_result_of_a_merge_and_nothing_else(adapters, capsys)
     (adapters / "notes" / "mine.txt").write_text("keep me")
     (adapters / "link").symlink_to(adapters / "notes")
     (adapters / "file").write_text("keep me")
-    (adapters / "out" / "sub").mkdir()
+    (adapters / "out" / "eval.json").write_text("{}")
     before = {path: path.read_bytes() for path in adapters.rglob("*") if path.is_file()}
     capsys.readouterr()
     given = [str(adapters / name) for name in average[:2]]
     for out, message in (
         ("notes", "notes is no result of a merge (it has no README.md of one): --force does not replace it"),
         ("link", "link is no result of a merge"), ("file", "file is no result of a merge"),
-        ("out", "out is no result of a merge (it has a folder 'sub')"),
+        ("out", "out is no result of a merge (it has 'eval.json', which no merge wrote)"),
         ("mnist", "mnist is, or holds, what is to be merged"), (".", "is, or holds, what is to be merged"),
         ("file/x", "file/x: "),
     ):  # fmt: skip
@@ -380,6 +380,12 @@ def test_a_rank_that_cuts_nothing_says_nothing_and_a_dry_run_needs_no_place(adap
     assert main(["merge", *given, "--method", "average", "--dry-run"]) == 0
     assert "would write an adapter of rank " in capsys.readouterr().out
     assert main(["merge", "--list", "x"]) == 2
+
+
+def test_a_rank_and_layers_that_merge_to_nothing(adapters, monkeypatch, capsys):
+    monkeypatch.setattr("saftnb.merging.deltas.WHOLE", 4)  # a large layer is not searched for its rank
+    words = ("mnist", "dtd", "--method", "ties", "--scale", "0", "--rank", "2")
+    assert run(adapters, *words) == 0, capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line(adapters):

@@ -384,6 +384,21 @@ def test_training_pictures_are_decoded_once_and_are_the_same_before_and_after(da
     assert sorted(file.suffix for file in split.cache.iterdir()) == [".u8", ".u8"]
 
 
+def test_a_data_folder_that_cannot_be_written_will_do(data, monkeypatch, capsys):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied", "cache")
+
+    suite = load_suite("vision8")
+    split, some = suite.tasks["dtd"].train, torch.tensor([1, 2])
+    wanted = split.drawn(some, 0.9, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(disk, "whole_file", refused)
+    monkeypatch.setattr(disk, "locked", refused)
+    split.prepare(0.9, 10**6)
+    assert "dtd-train: pictures are decoded at each step ([Errno 13] Permission denied" in capsys.readouterr().out
+    assert torch.equal(split.drawn(some, 0.9, torch.Generator().manual_seed(0)), wanted)
+    assert suite.head("dtd").shape[0] == 47
+
+
 def test_large_pictures_are_reduced_before_they_are_cropped():
     generator = np.random.default_rng(0)
     smooth = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((1024, 768), Image.BICUBIC)
@@ -406,8 +421,8 @@ def test_two_nodes_decode_one_split(data, monkeypatch, locks):
     wanted = [split[i : i + 1].images for i in range(len(split))]
     shutil.rmtree(split.cache, ignore_errors=True)
     split.cache.mkdir()
-    theirs = split.cache / f".{split.file.name}.node3-{os.getpid()}.aa.part"
-    left = split.cache / f".{split.file.name}.node4-1.bb.part"
+    theirs = split.cache / f".{split.file.name}.node3-{os.getpid()}.aaaaaaaa.part"
+    left = split.cache / f".{split.file.name}.node4-1.bbbbbbbb.part"
     for file in (theirs, left):
         file.write_bytes(b"half")
     os.utime(left, (0, time.time() - 2 * disk.ELSEWHERE))
@@ -508,6 +523,7 @@ def test_fetch_brings_published_models_and_checks_them(data, monkeypatch, capsys
     assert asked == ["hoffman-lab/KnOTS-ViT-B-32_lora_R16_svhn"]
     assert capsys.readouterr().out.count(": ready") == len(vision8.SOURCES)
     (whole / "adapter_model.bin").write_bytes(b"torn")
+    (whole / ".cache").mkdir()  # the hub's client leaves one
     assert cli.main(["fetch", "vision8", "--models", "knots"]) == 0  # what is broken here is brought anew
     said = capsys.readouterr().out
     assert len(asked) == 2
