@@ -10,7 +10,7 @@ LAB ?=
 THIMBLE := $(RUNS)/thimble
 STANDINS := $(RUNS)/standins-data
 
-.PHONY: report test lab grid notebooks bench smollm spot-check lint clean
+.PHONY: report test coverage lab grid notebooks bench smollm spot-check lint clean
 
 report: $(READY)
 	$(BIN)/saftnb grid notebooks/grids/pocket.yaml --runs $(RUNS) --report reports/pocket
@@ -19,7 +19,7 @@ report: $(READY)
 # once with suite=vision8 on stand-ins for the hub's data and OpenAI's weights.
 test: export OMP_NUM_THREADS = 1
 test: $(READY) lint
-	$(BIN)/python -m pytest tests -n 2 --cov=saftnb --cov-report=term --durations=10
+	$(BIN)/python -m pytest tests -n 2 --durations=10
 	rm -rf $(THIMBLE)
 	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/saftnb grid tests/thimble-seeds.yaml --runs $(RUNS)
 	$(BIN)/python tests/thimble_notebooks.py $(THIMBLE) $(RUNS)/thimble-seeds
@@ -29,6 +29,11 @@ test: $(READY) lint
 	$(BIN)/python tests/standins.py $(STANDINS)
 	SAFTNB_DATA=$(abspath $(STANDINS)) SAFTNB_STORE=$(abspath $(STANDINS))/store \
 		$(BIN)/saftnb grid tests/standins.yaml --runs $(RUNS)
+
+# Which lines the tests reach.
+coverage: export OMP_NUM_THREADS = 1
+coverage: $(READY)
+	$(BIN)/python -m pytest tests -n 2 --cov=saftnb --cov-report=term
 
 # The venv's kernel stands before any that the user has installed. LAB takes options: make lab LAB="--no-browser".
 lab: export JUPYTER_PATH := $(abspath $(VENV))/share/jupyter:$(JUPYTER_PATH)
