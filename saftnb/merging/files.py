@@ -6,12 +6,9 @@ merged tensor by tensor: beside the files, memory holds one tensor of every inpu
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -35,13 +32,11 @@ from saftnb.formats.writing import new_folder
 from saftnb.merging.deltas import lowest_rank
 from saftnb.merging.merge import merge
 from saftnb.merging.registry import methods, spaces
+from saftnb.merging.result_folder import HEADING, digests, require_free, write_readme
 from saftnb.merging.spaces import SAME_IN_EVERY_SPACE
 from saftnb.merging.whole_models import ELEMENTWISE, SPAN, LazyVector, merged_shapes, write_model
 from saftnb.progress import progress_bar
 from saftnb.task_vector import TaskVector, require_same_parameters
-
-HEADING = "# A merged model"  # of a result's README.md, which tells it from other folders,
-FILES = "Files: "  # and what it holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +165,7 @@ def plan(
     if twice:
         planned = replace(planned, notes=[*planned.notes, f"given more than once: {', '.join(twice)}"])
     if out is not None:
-        _require_free(out, [*paths, *([find(base)] if base else [])], force)
+        require_free(out, [*paths, *([find(base)] if base else [])], force)
     return planned
 
 
@@ -187,31 +182,6 @@ def _kind(path: Path) -> str:
     if path.is_dir():
         open_checkpoint(path)  # the error that names what was looked for
     return "models"
-
-
-def _require_free(out: Path, inputs: Sequence[Path], force: bool) -> None:
-    """Raises unless `out` can be written, and holds nothing that would be lost but the result of a merge."""
-    if not out.name or out.name == "..":
-        raise ValueError(f"-o {out}: the name of a new folder is wanted")
-    held = [path for path in inputs if path.resolve().is_relative_to(out.resolve())]
-    if held:
-        raise ValueError(f"{out} is, or holds, what is to be merged: {held[0]}")
-    if out.is_symlink() or out.exists():
-        if not force:
-            raise FileExistsError(f"{out} is there already; --force replaces it")
-        mark = out / "README.md"
-        text = mark.read_text(errors="replace") if not out.is_symlink() and mark.is_file() else ""
-        ours = text.splitlines()[:1] == [HEADING]
-        written = {"README.md", *re.findall(r"`([^`]+)`", text.rpartition(FILES)[2])}
-        foreign = [entry.name for entry in sorted(out.iterdir()) if entry.name not in written] if ours else []
-        if not ours or foreign:
-            why = f"it has {foreign[0]!r}, which no merge wrote" if foreign else "it has no README.md of one"
-            raise FileExistsError(f"{out} is no result of a merge ({why}): --force does not replace it")
-    above = out.absolute().parent
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise PermissionError(f"{out}: {above} is {'not writable' if above.is_dir() else 'no folder'}")
 
 
 def _plan_adapters(paths: Sequence[Path], base: str | None, any_base: bool, rank: int | None, make) -> Plan:
@@ -260,8 +230,7 @@ def execute(planned: Plan, *, progress: bool = True) -> list[str]:
             merged = merge(planned.vectors, planned.method, space=planned.space, **planned.values)
             low = planned.adapters or all(isinstance(delta, LowRank) for delta in merged.values())
             said = _write_adapter(planned, merged, folder, progress) if low else _write_vector(merged, folder)
-        held = ", ".join(f"`{file.name}`" for file in sorted(folder.iterdir()))
-        (folder / "README.md").write_text(f"{_readme(planned, said)}\n{FILES}{held}.\n", encoding="utf-8")
+        write_readme(folder, _readme(planned, said))
     return said
 
 
@@ -367,9 +336,9 @@ def _trial(planned: Plan, shapes: Mapping[str, Size]) -> str:
 
 def _readme(planned: Plan, said: Sequence[str]) -> str:
     values = "".join(f", {name} {value}" for name, value in planned.values.items())
-    inputs = [f"- `{line}" for path in planned.sources for line in _digests(path)]
+    inputs = [f"- `{line}" for path in planned.sources for line in digests(path)]
     if planned.base is not None:
-        inputs += [f"- base: `{line}" for line in _digests(planned.base.path)]
+        inputs += [f"- base: `{line}" for line in digests(planned.base.path)]
     elif planned.adapters and planned.adapters[0].base:
         inputs.append(f"- base, by the first adapter's config: `{planned.adapters[0].base}`")
     lines = [
@@ -377,15 +346,6 @@ def _readme(planned: Plan, said: Sequence[str]) -> str:
         "", *inputs, "", *(f"{line}." for line in (*said, *planned.notes)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
-
-
-def _digests(path: Path) -> Iterator[str]:
-    """Each file of weights with its SHA-256, as `sha256sum` gives it."""
-    files = [path] if path.is_file() else [path / name for name in WEIGHTS if (path / name).is_file()][:1]
-    for file in files if files and (path.is_file() or is_adapter(path)) else open_checkpoint(path).files:
-        name = file.name if path.is_file() else f"{path.name}/{file.name}"
-        with open(file, "rb") as opened:
-            yield f"{name}`, sha256 {hashlib.file_digest(opened, 'sha256').hexdigest()}"
 
 
 def _entries(shapes: Mapping[str, Size]) -> int:
