@@ -21,14 +21,14 @@ test: export OMP_NUM_THREADS = 1
 test: $(READY) lint
 	$(BIN)/python -m pytest tests -n 2 --durations=10
 	rm -rf $(THIMBLE)
-	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/saftnb grid tests/thimble-seeds.yaml --runs $(RUNS)
-	$(BIN)/python tests/thimble_notebooks.py $(THIMBLE) $(RUNS)/thimble-seeds
+	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/saftnb grid tests/tools/thimble-seeds.yaml --runs $(RUNS)
+	$(BIN)/python tests/tools/thimble_notebooks.py $(THIMBLE) $(RUNS)/thimble-seeds
 	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/python -m pytest -p tests.tools.private_kernels -n 2 --dist loadfile -v --nbval-lax \
 		--nbval-current-env --nbval-cell-timeout=300 $(THIMBLE)
 	rm -rf $(STANDINS) $(RUNS)/standins
-	$(BIN)/python tests/standins.py $(STANDINS)
+	$(BIN)/python tests/tools/standins.py $(STANDINS)
 	SAFTNB_DATA=$(abspath $(STANDINS)) SAFTNB_STORE=$(abspath $(STANDINS))/store \
-		$(BIN)/saftnb grid tests/standins.yaml --runs $(RUNS)
+		$(BIN)/saftnb grid tests/tools/standins.yaml --runs $(RUNS)
 
 # Which lines the tests reach.
 coverage: export OMP_NUM_THREADS = 1
@@ -45,7 +45,7 @@ grid: $(READY)
 
 # Re-execute the committed notebooks at their default parameters and keep the outputs.
 notebooks: $(READY)
-	$(BIN)/python tests/execute_notebooks.py
+	$(BIN)/python tests/tools/execute_notebooks.py
 
 # Notebook 13 on a small model of the Llama family, which its package brings in 4 bits.
 smollm: $(READY)
@@ -54,17 +54,17 @@ smollm: $(READY)
 	$(BIN)/saftnb report $(RUNS)/pocket-nli-smollm2 -o reports/pocket-nli-smollm2
 
 bench: $(READY)
-	$(BIN)/python tests/bench/steps.py
-	$(BIN)/python tests/bench/disentanglement.py
-	$(BIN)/python tests/bench/learning.py
-	$(BIN)/python tests/bench/knots.py
-	$(BIN)/python tests/bench/ties.py
-	$(BIN)/python tests/bench/merge_files.py
-	$(BIN)/python tests/bench/feed.py
+	$(BIN)/python tests/tools/bench/steps.py
+	$(BIN)/python tests/tools/bench/disentanglement.py
+	$(BIN)/python tests/tools/bench/learning.py
+	$(BIN)/python tests/tools/bench/knots.py
+	$(BIN)/python tests/tools/bench/ties.py
+	$(BIN)/python tests/tools/bench/merge_files.py
+	$(BIN)/python tests/tools/bench/feed.py
 
 # Three models of the kept evidence, trained again: the same bits on the same kind of CPU.
 spot-check: $(READY)
-	$(BIN)/python tests/spot_check.py reports/pocket-seeds/runs.json 3
+	$(BIN)/python tests/tools/spot_check.py reports/pocket-seeds/runs.json 3
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ _DOORS = {
     "task_vectors": ("saftnb.finetune", "task_vectors"),
     "merge": ("saftnb.merging", "merge"),
     "learn": ("saftnb.merging.learning", "learn"),
-    "search": ("saftnb.merging.search", "search"),
+    "search": ("saftnb.merging.grid_search", "search"),
     "accuracy": ("saftnb.evaluate", "suite_accuracy"),
     "statistics": ("saftnb.merging.statistics", "suite_statistics"),
     "TaskVectors": ("saftnb.finetune", "TaskVectors"),

@@ -117,7 +117,9 @@ def summed(target: Tensor, delta: Delta) -> Tensor:
     return (target + dense(delta.to(target.device, wide))).to(target.dtype)
 
 
-def dense(delta: Delta) -> Tensor:
+def dense(delta: Delta, dtype: torch.dtype | None = None) -> Tensor:
+    """The delta as a matrix, of this dtype where one is given: half-precision factors are multiplied in it."""
+    delta = delta if dtype is None else delta.to(dtype)
     return delta.dense() if isinstance(delta, LowRank) else delta
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from saftnb.backbones import Tokens, resolve_device, tangent_embeddings, tensor_cores
-from saftnb.suites import JointLabels, PairSplit, PairSuite, Split, Suite
+from saftnb.suites import AnySuite, JointLabels, PairSplit, PairSuite, Split, Suite
 from saftnb.task_vector import TaskVector
 
 
@@ -39,25 +39,25 @@ def accuracy(model: nn.Module, split: Split, *, device: str = "auto") -> float:
 
 
 def suite_hits(
-    suite: Suite | PairSuite, vector: TaskVector | None = None, *, split: str = "test", tasks: Sequence[str] = (),
-    pictures: int | None = None, tangent: bool = False, device: str = "auto",
+    suite: AnySuite, vector: TaskVector | None = None, *, split: str = "test", tasks: Sequence[str] = (),
+    examples: int | None = None, tangent: bool = False, device: str = "auto",
 ) -> dict[str, Tensor]:  # fmt: skip
     """`hits` on every task of one model: θ0 plus `vector`, or the pre-trained θ0 where there is none.
 
     Args:
         tasks: those to measure, in place of all.
-        pictures: the first so many of each split (no split goes class by class), in place of all.
+        examples: the first so many pictures or pairs of each split (no split goes class by class), in place of all.
         tangent: whether `vector` is one of the tangent model (see `Recipe.tangent`).
     """
-    how = {"split": split, "tasks": tasks, "pictures": pictures, "device": device}
+    how = {"split": split, "tasks": tasks, "examples": examples, "device": device}
     return _hits_of(suite, suite.tower(vector, tangent=tangent), **how)
 
 
 def _hits_of(
-    suite: Suite | PairSuite, tower: nn.Module, *, split: str, tasks: Sequence[str], pictures: int | None, device: str
+    suite: AnySuite, tower: nn.Module, *, split: str, tasks: Sequence[str], examples: int | None, device: str
 ) -> dict[str, Tensor]:  # fmt: skip
     return {
-        name: hits(suite.classifier(name, tower), suite.tasks[name].splits[split][:pictures], device=device)
+        name: hits(suite.classifier(name, tower), suite.tasks[name].splits[split][:examples], device=device)
         for name in tasks or suite.tasks
     }
 
@@ -68,40 +68,40 @@ def accuracies(hits_by_task: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def suite_accuracy(
-    suite: Suite | PairSuite, vector: TaskVector | None = None, *, split: str = "test", tasks: Sequence[str] = (),
-    pictures: int | None = None, tangent: bool = False, device: str = "auto",
+    suite: AnySuite, vector: TaskVector | None = None, *, split: str = "test", tasks: Sequence[str] = (),
+    examples: int | None = None, tangent: bool = False, device: str = "auto",
 ) -> pd.Series:  # fmt: skip
     """Accuracy in 0 to 1 of one model, θ0 plus `vector`, on every task, and their mean as the last entry.
 
     Args:
         see `suite_hits`.
     """
-    how = {"split": split, "tasks": tasks, "pictures": pictures, "tangent": tangent, "device": device}
+    how = {"split": split, "tasks": tasks, "examples": examples, "tangent": tangent, "device": device}
     found = pd.Series(accuracies(suite_hits(suite, vector, **how)), name="accuracy").rename_axis("task")
     return pd.concat([found, pd.Series({"mean": found.mean()})]).rename("accuracy").rename_axis("task")
 
 
 def individual_hits(
-    suite: Suite | PairSuite, vectors: Mapping[str, TaskVector], *, split: str = "test", pictures: int | None = None,
+    suite: AnySuite, vectors: Mapping[str, TaskVector], *, split: str = "test", examples: int | None = None,
     tangent: bool = False, device: str = "auto",
 ) -> dict[str, Tensor]:  # fmt: skip
-    """`hits` of every task's own fine-tuned model on (the first so many pictures of) that task."""
+    """`hits` of every task's own fine-tuned model on (the first so many examples of) that task."""
     found = {}
     for name, vector in vectors.items():
         model = suite.classifier(name, suite.tower(vector, tangent=tangent))
-        found[name] = hits(model, suite.tasks[name].splits[split][:pictures], device=device)
+        found[name] = hits(model, suite.tasks[name].splits[split][:examples], device=device)
     return found
 
 
 def ensemble_hits(
-    suite: Suite | PairSuite, vectors: Mapping[str, TaskVector], *, split: str = "test", pictures: int | None = None,
+    suite: AnySuite, vectors: Mapping[str, TaskVector], *, split: str = "test", examples: int | None = None,
     tangent: bool = False, device: str = "auto",
 ) -> dict[str, Tensor]:  # fmt: skip
     """`hits` on every task (on the first so many pictures or pairs) of the ensemble of all tasks' own models: the mean
     of their class probabilities there."""
     found = {}
     for task in vectors:
-        part = suite.tasks[task].splits[split][:pictures]
+        part = suite.tasks[task].splits[split][:examples]
         towers = (suite.tower(vector, tangent=tangent) for vector in vectors.values())
         shares = sum(
             logits(suite.classifier(task, tower), part.inputs, device=device).softmax(dim=1) for tower in towers
@@ -214,18 +214,18 @@ class SuiteAccuracy:
     J τ for all scales.
 
     Args:
-        split, tasks, pictures, tangent: as for `suite_hits`.
+        split, tasks, examples, tangent: as for `suite_hits`.
         individual: accuracy of every task's own model on that split; the score is then the normalised accuracy, of the
             tasks whose own model has a hit (the plain accuracy where none has).
     """
 
     def __init__(
-        self, suite: Suite | PairSuite, *, split: str = "validation", tasks: Sequence[str] = (),
-        pictures: int | None = None, individual: Mapping[str, float] | None = None, tangent: bool = False,
+        self, suite: AnySuite, *, split: str = "validation", tasks: Sequence[str] = (),
+        examples: int | None = None, individual: Mapping[str, float] | None = None, tangent: bool = False,
         device: str = "auto",
     ):  # fmt: skip
         self.suite, self.tangent, self.device, self.individual = suite, tangent, device, individual
-        self.split, self.tasks, self.pictures = split, tuple(tasks or suite.tasks), pictures
+        self.split, self.tasks, self.examples = split, tuple(tasks or suite.tasks), examples
 
     def __call__(self, vector: TaskVector) -> dict[str, float]:
         return self.along(vector, [1.0])[0]
@@ -233,14 +233,14 @@ class SuiteAccuracy:
     def along(self, vector: TaskVector, scales: Sequence[float]) -> list[dict[str, float]]:
         """Accuracy per task, 0 to 1, at θ0 + scale · vector, for every scale."""
         if isinstance(self.suite, PairSuite):
-            how = {"split": self.split, "tasks": self.tasks, "pictures": self.pictures, "device": self.device}
+            how = {"split": self.split, "tasks": self.tasks, "examples": self.examples, "device": self.device}
             tower, found = self.suite.tower(vector), []
             for scale in scales:
                 tower.scale = scale  # the vector lies on the device once, and is scaled there
                 found.append(accuracies(_hits_of(self.suite, tower, **how)))
         else:
             family = ModelFamily(self.suite, [vector], tangent=self.tangent, device=self.device)
-            how = {"split": self.split, "pictures": self.pictures}
+            how = {"split": self.split, "pictures": self.examples}
             found = [accuracies({task: family.hits(task, [s], **how) for task in self.tasks}) for s in scales]
         known = [task for task in self.tasks if self.individual and self.individual[task]]
         if not known:
@@ -302,8 +302,8 @@ def seed_interval(differences: Sequence[float], *, level: float = 0.95) -> tuple
         raise ValueError("needs at least one difference, all of them finite")
     if values.size == 1:
         return float(values[0]), math.nan, math.nan
-    reach = stats.t.ppf((1 + level) / 2, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size)
-    return float(values.mean()), float(values.mean() - reach), float(values.mean() + reach)
+    low, high = values.mean() + stats.sem(values) * np.array(stats.t.interval(level, values.size - 1))
+    return float(values.mean()), float(low), float(high)
 
 
 def interval_text(interval: tuple[float, float, float], digits: int = 1) -> str:

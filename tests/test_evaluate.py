@@ -61,7 +61,7 @@ def test_a_zero_vector_is_the_pre_trained_model_and_another_is_not(suite):
     noise = TaskVector({name: 0.2 * torch.randn(p.shape, generator=generator) for name, p in tower.named_parameters()})
     other = suite_hits(suite, noise, split="validation")
     assert any(not torch.equal(base[task], other[task]) for task in base)
-    few = suite_hits(suite, noise, split="validation", tasks=["patterns"], pictures=30)
+    few = suite_hits(suite, noise, split="validation", tasks=["patterns"], examples=30)
     assert list(few) == ["patterns"]
     assert torch.equal(few["patterns"], other["patterns"][:30])
     own = individual_hits(suite, {"digits": noise, "patterns": zero}, split="validation")
@@ -113,11 +113,11 @@ def test_a_tangent_family_looks_at_the_pictures_once(suite, monkeypatch):
     real = evaluate.tangent_embeddings
     monkeypatch.setattr(evaluate, "tangent_embeddings", lambda *a: calls.append(1) or real(*a))
     vector = TaskVector({name: 0.01 * torch.ones_like(p) for name, p in suite.tower().named_parameters()})
-    score = SuiteAccuracy(suite, tangent=True, tasks=["digits"], pictures=50)
+    score = SuiteAccuracy(suite, tangent=True, tasks=["digits"], examples=50)
     curve = score.along(vector, [0.0, 0.5, 1.0, 2.0])
     assert len(calls) == 1
     assert curve[1] == score(0.5 * vector)
-    assert curve[0] == accuracies(suite_hits(suite, split="validation", tasks=["digits"], pictures=50))
+    assert curve[0] == accuracies(suite_hits(suite, split="validation", tasks=["digits"], examples=50))
 
 
 def test_normalised_and_mean():
@@ -207,12 +207,12 @@ def test_one_seed_has_no_interval():
 
 def test_a_search_s_score_is_normalised_over_the_tasks_whose_own_model_hits(suite):
     vector = TaskVector({name: 0.01 * torch.ones_like(p) for name, p in suite.tower().named_parameters()})
-    plain = SuiteAccuracy(suite, pictures=30)(vector)
-    both = SuiteAccuracy(suite, pictures=30, individual={"digits": 0.5, "patterns": 0.8})(vector)
+    plain = SuiteAccuracy(suite, examples=30)(vector)
+    both = SuiteAccuracy(suite, examples=30, individual={"digits": 0.5, "patterns": 0.8})(vector)
     assert both == pytest.approx({"digits": plain["digits"] / 0.5, "patterns": plain["patterns"] / 0.8})
-    one = SuiteAccuracy(suite, pictures=30, individual={"digits": 0.0, "patterns": 0.8})(vector)
+    one = SuiteAccuracy(suite, examples=30, individual={"digits": 0.0, "patterns": 0.8})(vector)
     assert one == pytest.approx({"patterns": plain["patterns"] / 0.8})
-    assert SuiteAccuracy(suite, pictures=30, individual={"digits": 0.0, "patterns": 0.0})(vector) == plain
+    assert SuiteAccuracy(suite, examples=30, individual={"digits": 0.0, "patterns": 0.0})(vector) == plain
 
 
 def test_a_suite_in_bf16_evaluates_and_trains_in_it(suite, monkeypatch):
@@ -243,7 +243,7 @@ def test_a_language_model_is_scaled_where_its_vector_lies(monkeypatch):
     for vector in (TaskVector(low), TaskVector(dense)):
         with monkeypatch.context() as patch:
             patch.setattr(TaskVector, "__rmul__", None)  # a copy for each scale
-            found = SuiteAccuracy(pairs, pictures=40).along(vector, [0.0, 0.7, 3.0])
-        wanted = [accuracies(suite_hits(pairs, s * vector, split="validation", pictures=40)) for s in (0.0, 0.7, 3.0)]
+            found = SuiteAccuracy(pairs, examples=40).along(vector, [0.0, 0.7, 3.0])
+        wanted = [accuracies(suite_hits(pairs, s * vector, split="validation", examples=40)) for s in (0.0, 0.7, 3.0)]
         assert found == wanted
         assert found[0] != found[2]

@@ -44,7 +44,7 @@ def test_from_experts_to_one_model(tmp_path, monkeypatch):
     expected = accuracies(suite_hits(suite, merged))
     assert measured.drop("mean").to_dict() == expected
     assert measured["mean"] == pytest.approx(sum(expected.values()) / len(expected))
-    assert len(sn.accuracy(suite, tasks=[first], pictures=10)) == 2
+    assert len(sn.accuracy(suite, tasks=[first], examples=10)) == 2
 
 
 def test_one_task_vector_is_no_list_of_them():

@@ -17,9 +17,9 @@ import papermill
 import pytest
 
 from saftnb.batch.parameters import declared_parameters
-from tests.chromium import CHROMIUM, Browser
-from tests.thimble_notebooks import NOTEBOOKS, SIZES, notebooks
-from tests.waiting import until
+from tests.tools.chromium import CHROMIUM, Browser
+from tests.tools.thimble_notebooks import NOTEBOOKS, SIZES, notebooks
+from tests.tools.waiting import until
 
 ROOT = NOTEBOOKS.parent
 FIRST = "01_sharpness_aware_finetuning"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.thimble_notebooks import SIZES, check, notebooks
+from tests.tools.thimble_notebooks import SIZES, check, notebooks
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 # Those whose prose is written by hand for the committed results.

@@ -77,7 +77,7 @@ def test_the_guides_estimates_cover_every_run_at_full_size():
 
 
 def test_every_notebook_runs_at_full_size_on_stand_ins():
-    grid = load_grid(ROOT / "tests" / "standins.yaml")
+    grid = load_grid(ROOT / "tests" / "tools" / "standins.yaml")
     named = {run.notebook.name for run in grid.runs}
     there = {path.stem for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
     # One makes the pocket backbone; the others have no suite, they read what a grid recorded.

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from saftnb.backbones import resolve_device
+from saftnb.delta import dense
 from saftnb.merging import represent
-from saftnb.merging.spaces import joint_svd
+from saftnb.merging.bases import joint_svd
 from saftnb.suites import Suite
 from saftnb.task_vector import Delta, LowRank, TaskVector
 
@@ -89,7 +90,7 @@ def update_cka(
     there = represent(list(vectors.values()), space).vectors
     rows = []
     for name in inputs if inputs is not None else _matrices(there[0]):
-        deltas = [_dense(vector[name]) for vector in there]
+        deltas = [dense(vector[name]) for vector in there]
         views = [inputs[name].to(delta) @ delta.T for delta in deltas] if inputs is not None else deltas
         for i, j in itertools.combinations(range(len(tasks)), 2):
             cka = linear_cka(views[i], views[j])
@@ -109,7 +110,7 @@ def kept_entries(vectors: Mapping[str, TaskVector], keep: float = 0.2, *, space:
     tasks = list(vectors)
     flat = []
     for vector in represent(list(vectors.values()), space).vectors:
-        values = torch.cat([_dense(vector[name]).flatten() for name in _matrices(vector)])
+        values = torch.cat([dense(vector[name]).flatten() for name in _matrices(vector)])
         count = len(values) - int(len(values) * keep)
         cut = values.abs().kthvalue(max(1, count)).values if keep < 1 else 0.0
         flat.append(torch.where(values.abs() >= cut, values, 0.0))
@@ -174,7 +175,7 @@ def _matrices(vector: TaskVector) -> list[str]:
 def _singular_values(deltas: Sequence[Delta]) -> list[float]:
     """All min(O, ΣI) of them, largest first, of [Δ_1 … Δ_n]; from the factors where all are of low rank."""
     if not all(isinstance(delta, LowRank) for delta in deltas):
-        return torch.linalg.svdvals(torch.cat([_dense(delta).double() for delta in deltas], dim=1)).tolist()
+        return torch.linalg.svdvals(torch.cat([dense(delta).double() for delta in deltas], dim=1)).tolist()
     _, parts = joint_svd([delta.to(torch.float64) for delta in deltas], cutoff=0.0)
     found = torch.cat(parts, dim=1).norm(dim=1).tolist()
     return found + [0.0] * (min(len(deltas[0].B), sum(delta.shape[1] for delta in deltas)) - len(found))
@@ -187,7 +188,3 @@ def _singular_vectors(delta: Delta) -> tuple[Tensor, Tensor]:
         return u, vt.T
     u, (scaled,) = joint_svd([delta.to(torch.float64)], cutoff=0.0)
     return u, (scaled / scaled.norm(dim=1, keepdim=True)).T
-
-
-def _dense(delta: Delta) -> Tensor:
-    return delta.dense() if isinstance(delta, LowRank) else delta

@@ -16,11 +16,11 @@ from saftnb.evaluate import SuiteAccuracy, accuracies, ensemble_hits, individual
 from saftnb.finetune import TaskVectors
 from saftnb.merging import Representation, methods, represent
 from saftnb.merging import spaces as known_spaces
-from saftnb.merging.search import Search, check_grid, coordinate_search, per_target, search
-from saftnb.merging.spaces import EVERY_SPACE, SAME_IN_EVERY_SPACE
+from saftnb.merging.bases import EVERY_SPACE, SAME_IN_EVERY_SPACE
+from saftnb.merging.grid_search import Search, check_grid, coordinate_search, per_target, search
 from saftnb.merging.statistics import suite_statistics
 from saftnb.scores import score_table
-from saftnb.suites import PairSuite, Suite, conditions
+from saftnb.suites import AnySuite, PairSuite, conditions
 from saftnb.task_vector import TaskVector
 
 _NAMES = ["model", "space", "recipe", "seed"]
@@ -77,14 +77,14 @@ class Comparison:
 
 
 def compare(
-    suite: Suite | PairSuite,
+    suite: AnySuite,
     vectors: TaskVectors,
     grids: Mapping[str, Mapping[str, Sequence[float]]],
     *,
     spaces: Mapping[str, Mapping[str, object]] | Sequence[str] = ("weights",),
     protocol: str = "saft",
-    pictures: int = 0,
-    test_pictures: int = 0,
+    examples: int = 0,
+    test_examples: int = 0,
     statistics_pictures: int = 100,
     targets: bool = False,
     measure: Callable[[TaskVector], Mapping[str, float]] | None = None,
@@ -102,7 +102,7 @@ def compare(
         protocol: how coefficients are chosen, one shared set for all tasks: "saft" tries every combination and takes
             the best mean validation accuracy; "knots" goes one coordinate after the other, by the mean *normalised*
             validation accuracy (KnOTS, arXiv 2410.19735).
-        pictures: validation pictures or pairs a task for that choice; test_pictures: for the test; 0 is all.
+        examples: validation pictures or pairs a task for that choice; test_examples: for the test; 0 is all.
         statistics_pictures: training pictures a task for `fisher` and `regmean`.
         targets: also choose coefficients for each task alone, as SAFT's released code does.
         measure, test: in place of the accuracies on the suite's tasks: the score of a merged vector on validation, and
@@ -120,7 +120,7 @@ def compare(
     spaces = dict(spaces) if isinstance(spaces, Mapping) else {space: {} for space in spaces}
     _check(grids, spaces)
     grids = {method: {name: _plain(values) for name, values in grid.items()} for method, grid in grids.items()}
-    how = _How(protocol, pictures, test_pictures, statistics_pictures, targets, resolve_device(device).type)
+    how = _How(protocol, examples, test_examples, statistics_pictures, targets, resolve_device(device).type)
     found = Comparison()
     for recipe, seed in vectors:
         job = _Job(suite, vectors, recipe, seed, how, device, progress, measure, test)
@@ -144,8 +144,8 @@ class _How:
     """How merges are chosen and tested: what decides them beside experts, method, space and grid."""
 
     protocol: str
-    pictures: int
-    test_pictures: int
+    examples: int
+    test_examples: int
     statistics_pictures: int
     targets: bool
     device: str
@@ -155,7 +155,7 @@ class _How:
 class _Job:
     """The merges of one recipe and seed. What they share is made when one of them is not kept yet."""
 
-    whole_suite: Suite | PairSuite
+    whole_suite: AnySuite
     vectors: TaskVectors
     recipe: str
     seed: int
@@ -176,7 +176,7 @@ class _Job:
         return _where_they_merge(self.vectors[self.recipe, self.seed], resolve_device(self.device))
 
     @cached_property
-    def suite(self) -> Suite | PairSuite:
+    def suite(self) -> AnySuite:
         """With every task's own head, where the suite has such."""
         if not isinstance(self.whole_suite, PairSuite):
             return self.whole_suite
@@ -184,7 +184,7 @@ class _Job:
 
     @property
     def on_test(self) -> dict:
-        return {"tangent": self.tangent, "device": self.device, "pictures": self.how.test_pictures or None}
+        return {"tangent": self.tangent, "device": self.device, "examples": self.how.test_examples or None}
 
     def inputs(self, method: str, space: str, options: Mapping, grid: Mapping) -> dict | None:
         """What decides an entry, lists where the order does, too; None where the caller's own functions do."""
@@ -242,7 +242,7 @@ class _Job:
         """The score of a merged vector on validation."""
         if self.measure:
             return self.measure
-        how = {"tangent": self.tangent, "device": self.device, "pictures": self.how.pictures or None}
+        how = {"tangent": self.tangent, "device": self.device, "examples": self.how.examples or None}
         own = None
         if self.how.protocol == "knots":
             own = accuracies(individual_hits(self.suite, self.experts, split="validation", **how))

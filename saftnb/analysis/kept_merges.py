@@ -18,7 +18,7 @@ from torch import Tensor
 
 import saftnb
 from saftnb.finetune import store
-from saftnb.merging.search import Search
+from saftnb.merging.grid_search import Search
 
 Hits = dict[str, Tensor]  # by task: for every picture or pair, whether it was a hit, bool (n,)
 ROOMS = ("backbones", "suites", "merging", "delta.py", "task_vector.py", "evaluate.py", "analysis/comparison.py")

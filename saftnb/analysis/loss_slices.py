@@ -34,6 +34,11 @@ def ascent_direction(
     model: ImageClassifier, split: Split, perturbation: str = "sam", *, device: str = "auto"
 ) -> Direction:
     """The direction of `SharpnessAware`'s perturbation ε for the mean loss over a split, scaled to norm 1."""
+    return _unit(ascent(model, split, perturbation, device=device))
+
+
+def ascent(model: ImageClassifier, split: Split, perturbation: str = "sam", *, device: str = "auto") -> Direction:
+    """`SharpnessAware`'s perturbation ε at ρ = 1 for the mean loss over a split."""
     where = resolve_device(device)
     twin = copy.deepcopy(model).to(where).eval()
     twin.tower.requires_grad_(True)
@@ -41,8 +46,8 @@ def ascent_direction(
         loss = F.cross_entropy(twin(images.to(where)), labels.to(where), reduction="sum") / len(split)
         loss.backward()
     named = list(twin.tower.named_parameters())
-    steps = ascent_step(named, perturbation)
-    return _unit({name: step.detach().cpu() for (name, _), step in zip(named, steps, strict=True)})
+    steps = ascent_step(named, perturbation, 1.0)
+    return {name: step.detach().cpu() for (name, _), step in zip(named, steps, strict=True)}
 
 
 @torch.no_grad()

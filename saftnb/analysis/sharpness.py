@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from saftnb.analysis.loss_slices import BATCH, ascent_direction, loss_slice
+from saftnb.analysis.loss_slices import ascent, loss_slice
 from saftnb.backbones import ImageClassifier, resolve_device
 from saftnb.evaluate import ModelFamily
-from saftnb.finetune import ascent_step
 from saftnb.suites import Split, Suite
 from saftnb.task_vector import TaskVector
 
@@ -101,26 +100,11 @@ def sam_sharpness(
 
     Returns columns rho, loss (at θ + ε, nats) and rise.
     """
-    direction = ascent_direction(model, split, perturbation, device=device)
-    length = _ascent_length(model, split, perturbation, device)
-    line = loss_slice(model, direction, [0.0, *(rho * length for rho in radii)], split, device=device)
+    line = loss_slice(model, ascent(model, split, perturbation, device=device), [0.0, *radii], split, device=device)
     start = line["loss"].iloc[0]
     return pd.DataFrame({"rho": list(radii), "loss": line["loss"].iloc[1:].to_numpy()}).assign(
         rise=lambda frame: frame["loss"] - start
     )
-
-
-def _ascent_length(model: ImageClassifier, split: Split, perturbation: str, device: str) -> float:
-    """‖ε‖₂ at ρ = 1 (1 for SAM; ASAM's is measured in units of the weights)."""
-    if perturbation == "sam":
-        return 1.0
-    where = resolve_device(device)
-    twin = copy.deepcopy(model).to(where).eval()
-    twin.tower.requires_grad_(True)
-    for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
-        (F.cross_entropy(twin(images.to(where)), labels.to(where), reduction="sum") / len(split)).backward()
-    steps = ascent_step(list(twin.tower.named_parameters()), perturbation, 1.0)
-    return math.sqrt(sum(float(step.double().square().sum()) for step in steps))
 
 
 def loss_plane(

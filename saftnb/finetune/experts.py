@@ -14,13 +14,13 @@ from saftnb.finetune.recipes import Recipe
 from saftnb.finetune.recipes import recipe as named_recipe
 from saftnb.finetune.resume import load_state, save_state
 from saftnb.finetune.train import CPU_THREADS, Training
-from saftnb.suites import PairSuite, Suite, conditions
+from saftnb.suites import AnySuite, conditions
 from saftnb.task_vector import TaskVector
 
 TRAINING_VERSION = 1  # raise it whenever a change of the training code changes what it trains
 
 
-def describe(suite: Suite | PairSuite, task: str, plan: Recipe, seed: int, device: torch.device) -> dict:
+def describe(suite: AnySuite, task: str, plan: Recipe, seed: int, device: torch.device) -> dict:
     """Everything that decides a fine-tuned model: its hash is the checkpoint's fingerprint."""
     given = {name: value for name, value in conditions(suite).items() if name != "precision"}  # which is the recipe's
     return {
@@ -32,7 +32,7 @@ def describe(suite: Suite | PairSuite, task: str, plan: Recipe, seed: int, devic
 
 
 def finetune(
-    suite: Suite | PairSuite,
+    suite: AnySuite,
     task: str,
     recipe: Recipe | Published | str = "sgd",
     seed: int = 0,
@@ -68,7 +68,7 @@ def finetune(
 
 
 def task_vectors(
-    suite: Suite | PairSuite,
+    suite: AnySuite,
     recipe: Recipe | str = "sgd",
     seed: int = 0,
     *,
@@ -97,7 +97,7 @@ class TaskVectors(Mapping[tuple[str, int], dict[str, TaskVector]]):
     """
 
     def __init__(
-        self, suite: Suite | PairSuite, plans: Mapping[str, Recipe], seeds: Sequence[int], tasks: Sequence[str] = (), *,
+        self, suite: AnySuite, plans: Mapping[str, Recipe], seeds: Sequence[int], tasks: Sequence[str] = (), *,
         device: str = "auto", progress: bool = True,
     ):  # fmt: skip
         self._suite, self.plans, self._device, self._progress = suite, dict(plans), device, progress

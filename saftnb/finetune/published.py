@@ -19,7 +19,7 @@ from saftnb.formats.adapter import is_adapter, read_adapter
 from saftnb.formats.checkpoint import find, open_checkpoint
 from saftnb.formats.hub import SOURCES, hub_id, is_here, published_folder
 from saftnb.formats.names import tower_state
-from saftnb.suites import PairSuite, Suite, conditions
+from saftnb.suites import AnySuite, PairSuite, conditions
 from saftnb.task_vector import TaskVector
 
 PREFIX = "published:"
@@ -59,7 +59,7 @@ class Published:
         return {"name": self.name.replace(":", "-"), "rho": None, "scope": self.scope}
 
 
-def where(suite: Suite | PairSuite, task: str, source: str) -> Path:
+def where(suite: AnySuite, task: str, source: str) -> Path:
     """The folder of a task's model.
 
     Raises:
@@ -79,7 +79,7 @@ def where(suite: Suite | PairSuite, task: str, source: str) -> Path:
         raise FileNotFoundError(f"{repository} is not here; `{command}` brings it") from None
 
 
-def read_published(suite: Suite | PairSuite, task: str, plan: Published, *, device: torch.device) -> store.FineTuned:
+def read_published(suite: AnySuite, task: str, plan: Published, *, device: torch.device) -> store.FineTuned:
     """A task's model of others as a store entry, by the hash of its files.
 
     The task vector has the weights that the files have: a CLIPVisionModel has no projection, so none is merged. Of
@@ -120,7 +120,7 @@ def read_published(suite: Suite | PairSuite, task: str, plan: Published, *, devi
         )
 
 
-def _full(suite: Suite, folder: Path) -> TaskVector:
+def _full(suite: AnySuite, folder: Path) -> TaskVector:
     if isinstance(suite, PairSuite):
         raise ValueError(f"{folder}: of language models only adapters are read")
     before, named = suite.tower(), tower_state(open_checkpoint(folder))
@@ -130,7 +130,7 @@ def _full(suite: Suite, folder: Path) -> TaskVector:
     return TaskVector.between({n: start[n].detach() for n in kept}, {n: end[n].detach() for n in kept})
 
 
-def _shapes(suite: Suite | PairSuite) -> dict[str, torch.Size]:
+def _shapes(suite: AnySuite) -> dict[str, torch.Size]:
     trunk = suite.backbone.model if isinstance(suite, PairSuite) else suite.tower()
     return {name: p.shape for name, p in trunk.named_parameters()}
 

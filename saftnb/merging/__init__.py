@@ -7,10 +7,10 @@ and ranges. A merge *space* is where that happens, see `spaces()`: "weights" is 
 
 from typing import Any
 
-from saftnb.merging import methods as _methods  # noqa: F401  (running it registers the methods)
-from saftnb.merging import spaces as _spaces  # noqa: F401  (and the spaces)
+from saftnb.merging import averaging as _averaging  # noqa: F401  (running it registers the methods)
+from saftnb.merging import bases as _bases  # noqa: F401  (and the spaces)
 from saftnb.merging import spectral as _spectral  # noqa: F401
-from saftnb.merging.merge import Representation, merge, represent
+from saftnb.merging.combine import Representation, merge, represent
 from saftnb.merging.registry import methods, spaces
 from saftnb.task_vector import LowRank, TaskVector
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saftnb.delta import Delta, LowRank
-from saftnb.merging.deltas import dense, promoted_dtype
+from saftnb.delta import Delta, LowRank, dense
+from saftnb.merging.deltas import promoted_dtype
 from saftnb.task_vector import TaskVector
 
 LARGE = 2**20  # entries of a low-rank delta above which it is thinned row by row

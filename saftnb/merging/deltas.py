@@ -1,4 +1,4 @@
-"""One parameter of several tasks: the dtype, the dense form and the sum of its deltas."""
+"""One parameter of several tasks: the dtype and the sum of its deltas, and the lowest rank of one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from functools import reduce
 
 import torch
-from torch import Tensor
 
 from saftnb.delta import Delta, LowRank
 
@@ -17,12 +16,6 @@ def promoted_dtype(deltas: Iterable[Delta], at_least: torch.dtype | None = None)
     """The narrowest dtype that holds every delta (and `at_least`) exactly, by PyTorch's promotion."""
     dtypes = [delta.dtype for delta in deltas] + ([at_least] if at_least else [])
     return reduce(torch.promote_types, dtypes)
-
-
-def dense(delta: Delta, dtype: torch.dtype) -> Tensor:
-    """The delta as a matrix of this dtype; the product of half-precision factors is formed in it, not in theirs."""
-    delta = delta.to(dtype)
-    return delta.dense() if isinstance(delta, LowRank) else delta
 
 
 def scaled_sum(deltas: Sequence[Delta], scale: float) -> Delta:

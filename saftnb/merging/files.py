@@ -29,11 +29,11 @@ from saftnb.formats.adapter import (
 from saftnb.formats.checkpoint import Checkpoint, find, open_checkpoint
 from saftnb.formats.models import in_names_of, is_task_vector, require_same_activation
 from saftnb.formats.writing import new_folder
+from saftnb.merging.bases import SAME_IN_EVERY_SPACE
+from saftnb.merging.combine import merge
 from saftnb.merging.deltas import lowest_rank
-from saftnb.merging.merge import merge
 from saftnb.merging.registry import methods, spaces
 from saftnb.merging.result_folder import HEADING, digests, require_free, write_readme
-from saftnb.merging.spaces import SAME_IN_EVERY_SPACE
 from saftnb.merging.whole_models import ELEMENTWISE, SPAN, LazyVector, merged_shapes, write_model
 from saftnb.progress import progress_bar
 from saftnb.task_vector import TaskVector, require_same_parameters

@@ -27,7 +27,7 @@ from saftnb.finetune.train import CPU_THREADS
 from saftnb.merging.coefficients import Values
 from saftnb.merging.learning_loop import VIEWS, Learning, Plan
 from saftnb.merging.learning_loop import pool as pool
-from saftnb.suites import PairSuite, Suite, conditions
+from saftnb.suites import AnySuite, PairSuite, conditions
 from saftnb.task_vector import TaskVector
 
 LEARNING_VERSION = 1  # raise it whenever a change of this code changes what is learned
@@ -73,14 +73,14 @@ class Learned:
 
 
 def learn(
-    suite: Suite | PairSuite,
+    suite: AnySuite,
     vectors: Mapping[str, TaskVector],
     *,
     objective: str = "distillation",
     by: str = "channel",
     rho: float | None = None,
     steps: int = 400,
-    pictures: int = 0,
+    examples: int = 0,
     seed: int = 0,
     views: int = VIEWS,
     batch_size: int = 16,
@@ -109,7 +109,7 @@ def learn(
         by: what has a number of its own: "channel", "parameter", "task"; or "weights", the control: all weights are
             learned, from the average of the task vectors.
         rho: radius of a sharpness-aware step on the learned numbers; None: a plain one. perturbation: "sam" or "asam".
-        pictures: validation pictures (pairs) of each task, drawn by the seed; 0: all of them.
+        examples: validation pictures or pairs of each task, drawn by the seed; 0: all of them.
         seed: decides which pictures, their crops and their order.
         views: where there are fewer pictures of a task, random crops of them, `CROP` of the area at least, make so many
             in all (whole rounds of the pictures); 0: no crops. Pairs have none.
@@ -127,7 +127,7 @@ def learn(
         FloatingPointError: a loss or gradient that is not finite. The last good values are kept, and named.
     """
     plan = Plan(
-        objective=objective, by=by, rho=rho, steps=steps, pictures=pictures, views=views, batch_size=batch_size,
+        objective=objective, by=by, rho=rho, steps=steps, examples=examples, views=views, batch_size=batch_size,
         lr=RATES.get(by, 1.0) if lr is None else lr, start=1 / max(len(vectors), 1) if start is None else start,
         temperature=temperature, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay,
         perturbation=perturbation, clamp=clamp, schedule=schedule,
@@ -161,7 +161,7 @@ def learn(
             return _learned(values, vectors, curve, learning.seconds, inputs)
 
 
-def _checked(suite: Suite | PairSuite, vectors: Mapping[str, TaskVector], tangent: bool) -> dict[str, TaskVector]:
+def _checked(suite: AnySuite, vectors: Mapping[str, TaskVector], tangent: bool) -> dict[str, TaskVector]:
     """The vectors in the order of the suite's tasks, so that their own order decides nothing."""
     if not isinstance(vectors, Mapping) or not vectors or isinstance(vectors, TaskVector):
         raise ValueError("learn takes task vectors by task, {task: TaskVector, …}, at least one")
@@ -197,9 +197,11 @@ def _describe(suite, vectors: Mapping[str, TaskVector], plan: Plan, seed: int, t
         }
         for task, vector in vectors.items()
     }
+    settings = dataclasses.asdict(plan)
+    settings["pictures"] = settings.pop("examples")  # its name when the first of these were kept
     return {
         "name": f"{suite.name}-learned-{plan.by}-{plan.objective}-s{seed}", "suite": suite.name, "tasks": tasks,
-        "backbone": suite.backbone.sha256, "plan": dataclasses.asdict(plan), "tangent": tangent, "seed": seed,
+        "backbone": suite.backbone.sha256, "plan": settings, "tangent": tangent, "seed": seed,
         "version": LEARNING_VERSION, "device": device.type, "threads": CPU_THREADS if device.type == "cpu" else None,
         **conditions(suite),
     }  # fmt: skip

@@ -36,7 +36,7 @@ class Plan:
     by: str
     rho: float | None
     steps: int
-    pictures: int
+    examples: int
     views: int
     batch_size: int
     lr: float
@@ -65,7 +65,7 @@ class Plan:
         one_of("perturbation", tuple(DEFAULT_RHO))
         need(self.rho is None or 0 <= self.rho < math.inf, f"rho is a number from 0, or None, not {self.rho}")
         need(self.steps >= 1 and self.batch_size >= 1, "steps and batch_size are at least 1")
-        need(self.pictures >= 0, f"pictures is a number a task, or 0 for all, not {self.pictures}")
+        need(self.examples >= 0, f"examples is a number a task, or 0 for all, not {self.examples}")
         need(self.views >= 0, f"views is a number a task, or 0 for no crops, not {self.views}")
         need(0 < self.lr < math.inf, f"lr is above 0, not {self.lr}")
         need(math.isfinite(self.start), f"start is a finite number, not {self.start}")
@@ -91,10 +91,10 @@ class Plan:
         return SharpnessAware(base, self.rho, self.perturbation) if self.rho else base
 
 
-def pool(size: int, pictures: int, seed: int) -> Tensor:
-    """Which of a task's validation pictures are learned from, int64: so many of a shuffle, which knows no labels, or
-    all where `pictures` is 0. Smaller pools lie in larger ones."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[: pictures or None]
+def pool(size: int, examples: int, seed: int) -> Tensor:
+    """Which of a task's validation pictures or pairs are learned from, int64: so many of a shuffle, which knows no
+    labels, or all where `examples` is 0. Smaller pools lie in larger ones."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[: examples or None]
 
 
 class Learning:
@@ -120,7 +120,7 @@ class Learning:
 
     def _pool(self, task: str) -> Tensor | Tokens:
         """What is learned from: the chosen pictures or pairs, and crops of the pictures after them."""
-        chosen = pool(len(self.suite.tasks[task].validation), self.plan.pictures, self.seed)
+        chosen = pool(len(self.suite.tasks[task].validation), self.plan.examples, self.seed)
         found = self.suite.tasks[task].validation.inputs
         if len(chosen) < len(found):  # all of them may be a file of some GB, and stay there
             found = found[chosen]

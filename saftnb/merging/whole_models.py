@@ -17,7 +17,7 @@ from torch import Size, Tensor
 from saftnb.delta import LowRank, is_finite
 from saftnb.formats.checkpoint import Checkpoint
 from saftnb.formats.writing import TensorFile
-from saftnb.merging.merge import merge
+from saftnb.merging.combine import merge
 from saftnb.merging.spans import Span
 from saftnb.merging.ties import hold_election, merge_piece
 from saftnb.progress import progress_bar

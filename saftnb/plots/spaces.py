@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from saftnb.evaluate import seed_interval
-from saftnb.merging.spaces import EVERY_SPACE
+from saftnb.merging.bases import EVERY_SPACE
 from saftnb.plots.style import COLOURS, INK, LABELS, QUIET, SPACES
 
 

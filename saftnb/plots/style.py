@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saftnb.labels import LABELS as LABELS
 from saftnb.labels import SPACE_LABELS
-from saftnb.merging.spaces import EVERY_SPACE
+from saftnb.merging.bases import EVERY_SPACE
 
 STYLE = Path(__file__).with_name("saftnb.mplstyle")
 COLOURS = {

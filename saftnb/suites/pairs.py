@@ -132,6 +132,7 @@ class PairSuite:
     backbone: SequenceBackbone
     tasks: Mapping[str, PairTask]
     splits: str = "own"
+    precision: str = "float32"  # of the heads and adapters; the model has that of its weights' file
     heads: Mapping[str, Tensor] = field(default_factory=dict)
 
     def with_heads(self, heads: Mapping[str, Tensor]) -> "PairSuite":

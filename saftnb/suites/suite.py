@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 import pandas as pd
 from torch import Tensor, nn
@@ -12,13 +13,14 @@ from saftnb.backbones import (
     POCKET_BACKBONES,
     Backbone,
     ImageClassifier,
+    SequenceBackbone,
     TangentTower,
     load_openai_backbone,
     load_pocket_backbone,
     load_sequence_backbone,
 )
 from saftnb.suites.nli6 import NLI6_BACKBONE, PAIR_SOURCES, nli6_task, require_nli
-from saftnb.suites.pairs import PairSuite
+from saftnb.suites.pairs import PairSuite, PairTask
 from saftnb.suites.pocket import POCKET_TASKS, pocket_task, thimble_task
 from saftnb.suites.pocket_nli import POCKET_NLI_TASKS, THIMBLE_NLI_TASKS, THIMBLE_SIZES, pocket_nli_task
 from saftnb.suites.stored import DECODING
@@ -29,11 +31,30 @@ from saftnb.task_vector import TaskVector
 PRECISIONS = ("float32", "bf16")
 
 
-def conditions(suite: "Suite | PairSuite") -> dict[str, object]:
+class AnySuite(Protocol):
+    """What fine-tuning, merging and evaluation need of a suite; `Suite` has pictures, `PairSuite` sentence pairs."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def backbone(self) -> Backbone | SequenceBackbone: ...
+    @property
+    def tasks(self) -> Mapping[str, Task] | Mapping[str, PairTask]: ...
+    @property
+    def splits(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    def head(self, task: str) -> Tensor: ...
+    def tower(self, vector: TaskVector | None = None, *, tangent: bool = False) -> nn.Module: ...
+    def classifier(self, task: str, tower: nn.Module | None = None) -> nn.Module: ...
+    def overview(self) -> pd.DataFrame: ...
+
+
+def conditions(suite: AnySuite) -> dict[str, object]:
     """What decides a suite's results beside its data, its weights and its heads. Fields that came later are left out at
     their defaults, so that what was kept before is still found."""
     found: dict[str, object] = {}
-    if getattr(suite, "precision", "float32") != "float32":
+    if suite.precision != "float32":
         found["precision"] = suite.precision
     if getattr(suite.backbone, "max_length", 256) != 256:
         found["max_length"] = suite.backbone.max_length
@@ -126,7 +147,7 @@ def load_suite(
     splits: str = "",
     precision: str = "float32",
     max_length: int = 256,
-) -> Suite | PairSuite:
+) -> AnySuite:
     """A suite by name.
 
     "pocket": six offline tasks on a pocket backbone. "thimble": two of them with a few hundred pictures, for tests.

@@ -11,8 +11,8 @@ from saftnb.analysis import comparison, kept_merges
 from saftnb.evaluate import SuiteAccuracy, accuracies, individual_hits, suite_hits
 from saftnb.finetune import store
 from saftnb.merging import merge, registry, represent
-from saftnb.merging.search import coordinate_search, per_target, search
-from saftnb.merging.spaces import EVERY_SPACE, SAME_IN_EVERY_SPACE
+from saftnb.merging.bases import EVERY_SPACE, SAME_IN_EVERY_SPACE
+from saftnb.merging.grid_search import coordinate_search, per_target, search
 from saftnb.merging.statistics import fisher_diagonal, gram_matrices, suite_statistics
 
 GRIDS = {
@@ -42,7 +42,7 @@ def equal(ours: dict, theirs: dict) -> bool:
 
 def test_it_does_what_the_loops_do(bench, lora):
     found = sn.compare(
-        bench, lora, GRIDS, spaces=("weights", "knots"), protocol="knots", pictures=20, statistics_pictures=10,
+        bench, lora, GRIDS, spaces=("weights", "knots"), protocol="knots", examples=20, statistics_pictures=10,
         targets=True, device="cpu", progress=False,
     )  # fmt: skip
     alone = [("zero-shot", ""), ("ensemble", ""), ("individual", "")]
@@ -50,8 +50,8 @@ def test_it_does_what_the_loops_do(bench, lora):
     expected = [*alone, *in_all, ("ties", "weights"), ("regmean", "weights"), ("ties", "knots")]
     assert [key[:2] for key in found.tested] == expected
     experts = lora["lora", 0]
-    own = accuracies(individual_hits(bench, experts, split="validation", pictures=20, device="cpu"))
-    score = SuiteAccuracy(bench, pictures=20, individual=own, device="cpu")
+    own = accuracies(individual_hits(bench, experts, split="validation", examples=20, device="cpu"))
+    score = SuiteAccuracy(bench, examples=20, individual=own, device="cpu")
     slow = coordinate_search(represent(experts, "knots"), "ties", GRIDS["ties"], score, progress=False)
     key = ("ties", "knots", "lora", 0)
     assert found.found[key].best == slow.best
@@ -81,7 +81,7 @@ def test_it_does_what_the_loops_do(bench, lora):
 def test_a_comparison_that_breaks_off_goes_on_where_it_was(bench, lora, tmp_path, monkeypatch):
     """Stopped in the third merge; the rest is all that the second run does, and the third does nothing."""
     monkeypatch.setenv("SAFTNB_STORE", str(tmp_path))
-    how = {"spaces": ("weights", "knots"), "targets": True, "statistics_pictures": 10, "pictures": 20, "device": "cpu"}
+    how = {"spaces": ("weights", "knots"), "targets": True, "statistics_pictures": 10, "examples": 20, "device": "cpu"}
     done, real = [], comparison._Job.merged
 
     def merged(self, method, *rest):
@@ -108,7 +108,7 @@ def test_a_comparison_that_breaks_off_goes_on_where_it_was(bench, lora, tmp_path
     part = sn.compare(bench, lora, {"ties": GRIDS["ties"]}, progress=False, **how)  # a part of it, by method
     assert part.found["ties", "knots", "lora", 0].best == first.found["ties", "knots", "lora", 0].best
     with pytest.raises(TypeError):  # other pictures are another question
-        sn.compare(bench, lora, GRIDS, progress=False, **how | {"pictures": 19})
+        sn.compare(bench, lora, GRIDS, progress=False, **how | {"examples": 19})
 
 
 def test_what_decides_a_merge_is_in_its_key(bench, lora):
@@ -135,7 +135,7 @@ def test_what_decides_a_merge_is_in_its_key(bench, lora):
 
 def test_grids_may_be_of_numpy(bench, lora, tmp_path, monkeypatch):
     monkeypatch.setenv("SAFTNB_STORE", str(tmp_path))
-    how = {"device": "cpu", "pictures": 10, "progress": False}
+    how = {"device": "cpu", "examples": 10, "progress": False}
     ours = sn.compare(bench, lora, {"task_arithmetic": {"scale": np.array([0.2, 0.5])}}, **how)
     theirs = sn.compare(bench, lora, {"task_arithmetic": {"scale": [0.2, 0.5]}}, **how)
     assert ours.scores().equals(theirs.scores())
@@ -143,7 +143,7 @@ def test_grids_may_be_of_numpy(bench, lora, tmp_path, monkeypatch):
 
 def test_another_code_of_the_library_is_another_entry(bench, lora, tmp_path, monkeypatch):
     monkeypatch.setenv("SAFTNB_STORE", str(tmp_path))
-    how = {"device": "cpu", "pictures": 10, "progress": False}
+    how = {"device": "cpu", "examples": 10, "progress": False}
     sn.compare(bench, lora, {"average": {}}, **how)
     known = set(tmp_path.iterdir())
     sn.compare(bench, lora, {"average": {}}, **how)
@@ -155,9 +155,9 @@ def test_another_code_of_the_library_is_another_entry(bench, lora, tmp_path, mon
 
 def test_the_plain_protocol_tries_every_combination(bench, lora):
     grids = {"ties": GRIDS["ties"]}
-    found = sn.compare(bench, lora, grids, pictures=20, test_pictures=15, device="cpu", progress=False)
+    found = sn.compare(bench, lora, grids, examples=20, test_examples=15, device="cpu", progress=False)
     slow = search(
-        lora["lora", 0], "ties", grids["ties"], SuiteAccuracy(bench, pictures=20, device="cpu"), progress=False
+        lora["lora", 0], "ties", grids["ties"], SuiteAccuracy(bench, examples=20, device="cpu"), progress=False
     )
     ((key, result),) = found.found.items()
     assert key == ("ties", "weights", "lora", 0)
@@ -220,7 +220,7 @@ def test_statistics_by_task_are_those_of_its_own_model(bench, lora):
 
 
 def test_where_nothing_was_searched_it_says_so(bench, lora):
-    found = sn.compare(bench, lora, {"average": {}}, pictures=5, test_pictures=5, device="cpu", progress=False)
+    found = sn.compare(bench, lora, {"average": {}}, examples=5, test_examples=5, device="cpu", progress=False)
     assert len(found.scores()) == 4
     with pytest.raises(ValueError, match="no coefficient was searched for any of these methods"):
         found.chosen()

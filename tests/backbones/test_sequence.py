@@ -19,7 +19,7 @@ from saftnb.backbones import (
 )
 from saftnb.evaluate import logits
 from saftnb.merging import LowRank, TaskVector, merge
-from tests.standins import write_language_model
+from tests.tools.standins import write_language_model
 
 PREMISES = ["train number 1 of snli is a long story", "it is a story", "validation number 9 of rte"]
 HYPOTHESES = ["it is", "test number 2 of qnli is a long long story", "a story"]

@@ -20,7 +20,7 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from saftnb.batch import cluster  # noqa: E402
-from tests.waiting import gone, until  # noqa: E402
+from tests.tools.waiting import gone, until  # noqa: E402
 
 SLOW = """
 import os, time

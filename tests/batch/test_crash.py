@@ -14,7 +14,7 @@ import pytest
 
 from saftnb import paths
 from saftnb.batch.manifest import find_runs, is_done
-from tests.waiting import gone, until
+from tests.tools.waiting import gone, until
 
 SLOW = """
 import os, time

@@ -170,10 +170,10 @@ def test_the_schedule_is_a_line():
 def test_many_models_by_their_vectors_and_heads(suite):
     vectors = TaskVectors(suite, {"lora": plan()}, [0], progress=False)
     own = suite.with_heads(vectors.heads("lora", 0))
-    score = SuiteAccuracy(own, pictures=6)
+    score = SuiteAccuracy(own, examples=6)
     each = vectors["lora", 0]
     merged = sum(each.values())
-    assert score(0.5 * merged) == accuracies(suite_hits(own, 0.5 * merged, split="validation", pictures=6))
+    assert score(0.5 * merged) == accuracies(suite_hits(own, 0.5 * merged, split="validation", examples=6))
 
 
 def test_the_work_of_llama_is_counted_and_other_models_are_refused():

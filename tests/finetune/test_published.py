@@ -13,7 +13,7 @@ from saftnb.finetune.published import Published, linear_probe
 from saftnb.formats.hub import hub_id
 from saftnb.merging import LowRank, merge
 from saftnb.suites import load_suite
-from tests.standins import write_all
+from tests.tools.standins import write_all
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:.*(gradient|activation)_checkpointing:FutureWarning")

@@ -27,7 +27,7 @@ from saftnb.suites import load_suite
 from saftnb.task_vector import TaskVector
 
 CPU = torch.device("cpu")
-QUICK = {"steps": 4, "batch_size": 8, "pictures": 12, "views": 0, "device": "cpu", "progress": False}
+QUICK = {"steps": 4, "batch_size": 8, "examples": 12, "views": 0, "device": "cpu", "progress": False}
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def pair_adapters(pairs):
 
 def plan(**changes):
     given = {
-        "objective": "distillation", "by": "channel", "rho": None, "steps": 4, "pictures": 12, "views": 0,
+        "objective": "distillation", "by": "channel", "rho": None, "steps": 4, "examples": 12, "views": 0,
         "batch_size": 8, "lr": 0.01, "start": 0.4, "temperature": 1.0, "optimizer": "adam", "momentum": 0.0,
         "weight_decay": 0.0, "perturbation": "sam", "clamp": None, "schedule": "constant",
     }  # fmt: skip
@@ -341,7 +341,7 @@ def test_kill_9_loses_nothing(suite, fresh_store, tmp_path, monkeypatch):
         from tests.merging.test_learning import random_vectors
         resume.SAVE_EVERY = 3
         suite = load_suite("thimble")
-        learn(suite, random_vectors(suite), steps=24, batch_size=8, pictures=12, views=0, device="cpu", progress=False)
+        learn(suite, random_vectors(suite), steps=24, batch_size=8, examples=12, views=0, device="cpu", progress=False)
     """)
     )
     process = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": os.getcwd()})
@@ -383,7 +383,7 @@ def test_pools_are_drawn_without_labels_and_nested(suite):
     assert torch.equal(pools[0][:16], pools[16])
     assert pools[0].sort().values.tolist() == list(range(len(split)))
     assert not torch.equal(pool(len(split), 16, 1), pools[16])
-    few = learning(suite, random_vectors(suite), pictures=4).pools["digits"]
+    few = learning(suite, random_vectors(suite), examples=4).pools["digits"]
     assert torch.equal(few, split.images[pools[4]])
     labels = split.labels[pools[16]]
     assert len(labels.unique()) < 10  # a prefix of the split would be balanced
@@ -391,8 +391,8 @@ def test_pools_are_drawn_without_labels_and_nested(suite):
 
 def test_few_pictures_get_crops_which_their_own_model_has_seen(suite):
     vectors = random_vectors(suite)
-    one = learning(suite, vectors, pictures=5, views=18)
-    pool, bare = one.pools["digits"], learning(suite, vectors, pictures=5).pools["digits"]
+    one = learning(suite, vectors, examples=5, views=18)
+    pool, bare = one.pools["digits"], learning(suite, vectors, examples=5).pools["digits"]
     assert len(pool) == 15
     assert torch.equal(pool[:5], bare)
     assert not torch.equal(pool[5:10], bare)
@@ -401,7 +401,7 @@ def test_few_pictures_get_crops_which_their_own_model_has_seen(suite):
     assert gap < (bare[1:].float() - bare[:-1].float()).abs().mean()  # a crop is nearer to its own picture
     teacher = suite.classifier("digits", suite.tower(vectors["digits"]))
     torch.testing.assert_close(one.teachers["digits"][12], teacher(pool[12:13]).log_softmax(dim=1)[0].detach())
-    assert len(learning(suite, vectors, pictures=12, views=18).pools["digits"]) == 12
+    assert len(learning(suite, vectors, examples=12, views=18).pools["digits"]) == 12
     everything = {"pictures": 0, "views": 200}  # the same pictures for every seed, and one round of crops
     first, other = (learning(suite, vectors, seed=seed, **everything).pools["digits"] for seed in (0, 1))
     assert len(first) == 200
@@ -411,12 +411,12 @@ def test_few_pictures_get_crops_which_their_own_model_has_seen(suite):
 
 
 def test_batches_are_epochs_of_the_pool(suite):
-    one = learning(suite, random_vectors(suite), pictures=12, batch_size=5)
+    one = learning(suite, random_vectors(suite), examples=12, batch_size=5)
     seen = [one.batch("digits", step) for step in range(4)]
     assert all(len(batch) == 5 for batch in seen)
     assert len(torch.cat(seen[:2]).unique()) == 10  # two batches an epoch, of different pictures
     assert not torch.equal(seen[0], seen[2])
-    small = learning(suite, random_vectors(suite), pictures=3)
+    small = learning(suite, random_vectors(suite), examples=3)
     assert sorted(small.batch("digits", 0).tolist()) == [0, 1, 2]
 
 

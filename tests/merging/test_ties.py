@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from saftnb.merging import LowRank, TaskVector, merge, spans
-from saftnb.merging import ties as kernel  # the module: `saftnb.merging.methods` holds the method
+from saftnb.merging import ties as kernel  # the module: `saftnb.merging.averaging` holds the method
 from saftnb.merging.ties import kth_magnitude, trim_elect_merge
 
 quickly = settings(deadline=None, max_examples=40)

@@ -7,7 +7,7 @@ import pytest
 
 import saftnb.publish.live as live_module
 from saftnb.publish import LiveReport
-from tests.waiting import until
+from tests.tools.waiting import until
 
 
 def test_it_is_written_with_the_first_run_and_again_after_each(add_run, runs: Path, tmp_path: Path, headline) -> None:

@@ -12,7 +12,7 @@ from saftnb.suites import LABELS, PairSplit, PairTask, load_suite
 from saftnb.suites.grammar import _ADJECTIVES, _KINDS, PARTS, PHENOMENA, Sentence, pairs, relation
 from saftnb.suites.nli6 import PAIR_SOURCES, nli6_task, nli_fault
 from saftnb.suites.pocket_nli import SIZES
-from tests.standins import state_pairs, write_language_model, write_nli, write_pairs
+from tests.tools.standins import state_pairs, write_language_model, write_nli, write_pairs
 
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 

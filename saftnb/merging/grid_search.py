@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import Tensor
 
-from saftnb.merging.merge import Experts, Representation, represent
+from saftnb.merging.combine import Experts, Representation, represent
 from saftnb.merging.registry import methods
 from saftnb.progress import progress_bar
 from saftnb.task_vector import TaskVector

@@ -1,6 +1,6 @@
 """Local stand-ins for what the full suites download: the hub's columns and features, a few pictures, random weights.
 
-python tests/standins.py FOLDER    (then SAFTNB_DATA=FOLDER saftnb grid tests/standins.yaml)
+python tests/tools/standins.py FOLDER    (then SAFTNB_DATA=FOLDER saftnb grid tests/tools/standins.yaml)
 """
 
 import json

@@ -1,7 +1,7 @@
 """KnOTS from LoRA factors, against the dense SVD: time, split into decomposition and merge, peak memory, scaling.
 
-python tests/bench/knots.py             ViT-B/32, scaling, Llama-3-8B's shapes
-python tests/bench/knots.py llama       the last alone, in a process of its own for its peak
+python tests/tools/bench/knots.py             ViT-B/32, scaling, Llama-3-8B's shapes
+python tests/tools/bench/knots.py llama       the last alone, in a process of its own for its peak
 """
 
 import re
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from saftnb.merging import LowRank, TaskVector, represent
-from saftnb.merging.spaces import joint_svd
+from saftnb.merging.bases import joint_svd
 
 VIT = {f"{block}.{part}.weight": (768, 768) for block in range(12) for part in "qkvo"}
 LLAMA = {

@@ -1,4 +1,4 @@
-"""A learning step over a plain training step of every task, in time and peak memory: python tests/bench/learning.py
+"""A learning step over a plain training step of each task, in time and memory: python tests/tools/bench/learning.py
 
 Both see as many pictures of each task. Times are medians of steps taken in turn in one process; memory is that of a
 process of its own for each.
@@ -42,7 +42,7 @@ def learning(suite: Suite, by: str) -> Learning:
         for task in suite.tasks
     }
     plan = Plan(
-        objective="distillation", by=by, rho=None, steps=100, pictures=PICTURES, views=0, batch_size=PICTURES, lr=1e-3,
+        objective="distillation", by=by, rho=None, steps=100, examples=PICTURES, views=0, batch_size=PICTURES, lr=1e-3,
         start=1 / len(vectors), temperature=1.0, optimizer="adam", momentum=0.0, weight_decay=0.0, perturbation="sam",
         clamp=None, schedule="constant",
     )  # fmt: skip

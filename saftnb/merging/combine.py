@@ -60,7 +60,7 @@ def represent(vectors: Experts, space: str = "weights", **options: object) -> Re
     Args:
         vectors: task vectors of equal names and shapes, all on one device, in a sequence or by task. A parameter may
             have any floating dtype.
-        space: a name in `spaces()`; see `saftnb.merging.spaces` for what each does. options: the space's own.
+        space: a name in `spaces()`; see `saftnb.merging.bases` for what each does. options: the space's own.
 
     Raises:
         ValueError: as `merge`.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from saftnb.backbones import load_pocket_backbone
 from saftnb.backbones.clip import Vocabulary
 from saftnb.backbones.corpus import Captioned, emoji_name, rendered, silhouettes
-from saftnb.backbones.pretrain import Pretraining, augment, contrastive_loss, pretrain, save_backbone
+from saftnb.backbones.pretraining import Pretraining, augment, contrastive_loss, pretrain, save_backbone
 
 PLAN = Pretraining(steps=4, batch=12, warmup=1, width=32, layers=1)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import papermill
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 # What makes each notebook small. A notebook that is not named here is an error, so that none goes untested.
 SIZES = {
     "00_merging_by_hand": {
@@ -199,7 +199,7 @@ def main(folder: Path, seeds: Path) -> None:
     for path in notebooks():
         name = path.relative_to(NOTEBOOKS).with_suffix("").as_posix()
         if name not in SIZES:
-            sys.exit(f"{name}: has no thimble size in tests/thimble_notebooks.py")
+            sys.exit(f"{name}: has no thimble size in tests/tools/thimble_notebooks.py")
         check(path)
         target = folder / f"{name}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A disentanglement map with and without reuse: python tests/bench/disentanglement.py [--cells 7] [--pictures 100]
+"""A disentanglement map with and without reuse: python tests/tools/bench/disentanglement.py [--cells 7]
 
 Without: four models a cell, each set up and run on the pictures, as the definition is written. With:
 `disentanglement_map`. CPU time of one process, one thread, random task vectors.

@@ -3,7 +3,7 @@
 On six adapters of Llama-3-8B's shapes (rank 16 on q, k, v, o of 32 layers), and on two whole models. Then PEFT and we
 do the same, the sum of six adapters of ViT-B/32's shapes: how far the results are apart, and both times.
 
-    python tests/bench/merge_files.py
+    python tests/tools/bench/merge_files.py
 """
 
 import json

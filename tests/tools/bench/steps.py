@@ -1,4 +1,4 @@
-"""A sharpness-aware step over a plain one, in time and peak memory: python tests/bench/steps.py [--steps 15]
+"""A sharpness-aware step over a plain one, in time and peak memory: python tests/tools/bench/steps.py [--steps 15]
 
 Times are medians of steps taken in turn in one process; memory is that of a process of its own for each kind.
 """

@@ -1,6 +1,6 @@
 """Training pictures a second from JPEGs of 1024 × 768: decoded at every step, and decoded once and cropped from there.
 
-python tests/bench/feed.py
+python tests/tools/bench/feed.py
 """
 
 import io

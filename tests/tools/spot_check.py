@@ -1,6 +1,6 @@
 """Train a few models of a kept list again and compare their weights, bit by bit (`make spot-check`).
 
-    python tests/spot_check.py reports/pocket-seeds/runs.json [COUNT] [SEED]
+    python tests/tools/spot_check.py reports/pocket-seeds/runs.json [COUNT] [SEED]
 
 On the kind of CPU that made the list the hashes are equal; on another kind the last bits may differ.
 """

@@ -1,6 +1,6 @@
 """Re-execute the committed notebooks at their default parameters and keep the outputs (`make notebooks`).
 
-    python tests/execute_notebooks.py [NAME ...]        all notebooks where none is named
+    python tests/tools/execute_notebooks.py [NAME ...]        all notebooks where none is named
 
 A notebook that fails leaves the committed one as it was.
 """

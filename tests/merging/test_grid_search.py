@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from saftnb.merging import merge
-from saftnb.merging.search import Search, coordinate_search, per_target, search, search_subsets
+from saftnb.merging.grid_search import Search, coordinate_search, per_target, search, search_subsets
 from saftnb.task_vector import TaskVector
 
 

@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from saftnb.delta import is_finite
+from saftnb.delta import dense, is_finite
 from saftnb.merging.dare import ThinnedVector, generators, thinned_by_name
-from saftnb.merging.deltas import dense, promoted_dtype, scaled_sum
+from saftnb.merging.deltas import promoted_dtype, scaled_sum
 from saftnb.merging.registry import Range, method
 from saftnb.merging.ties import trim_elect_merge
 from saftnb.task_vector import TaskVector

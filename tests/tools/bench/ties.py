@@ -1,4 +1,4 @@
-"""TIES against stack-and-sort, in time and memory: python tests/bench/ties.py [--vectors 8] [--size 88e6]
+"""TIES against stack-and-sort, in time and memory: python tests/tools/bench/ties.py [--vectors 8] [--size 88e6]
 
 Each runs once, in a process of its own, on the same task vectors, shaped like CLIP ViT-B/32's vision tower.
 The inputs are multiples of 2⁻³⁰ small enough for float32 to add without rounding: results must be equal.

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saftnb.merging import LowRank, TaskVector, merge, methods, represent, spaces
-from saftnb.merging.search import per_target, search
-from saftnb.merging.spaces import joint_svd
+from saftnb.merging.bases import joint_svd
+from saftnb.merging.grid_search import per_target, search
 
 ARITHMETIC = {"average": {}, "task_arithmetic": {"scale": 0.7}}
 
@@ -246,7 +246,7 @@ def test_large_layers_stay_factored_in_knots_basis_and_merge_the_same(monkeypatc
     dense = represent(vectors, "knots")
     small = {m: dense.merge(m) for m in ("ties", "task_arithmetic", "tsv_m", "iso_c", "average")}
     assert all(isinstance(part["w"], torch.Tensor) for part in dense.vectors)
-    monkeypatch.setattr(sys.modules["saftnb.merging.spaces"], "LARGE", 0)  # the room has a function of that name
+    monkeypatch.setattr(sys.modules["saftnb.merging.bases"], "LARGE", 0)
     factored = represent(vectors, "knots")
     assert all(isinstance(part["w"], LowRank) and part["w"].B.shape[1] == 3 for part in factored.vectors)
     for method, wanted in small.items():
