@@ -291,7 +291,7 @@ def test_what_was_learned_is_found_again(suite, fresh_store, monkeypatch):
 def test_everything_that_decides_the_result_is_in_its_fingerprint(suite):
     vectors = random_vectors(suite)
     changes = [
-        {}, {"by": "task"}, {"objective": "entropy"}, {"rho": 0.1}, {"steps": 3}, {"pictures": 11}, {"views": 5},
+        {}, {"by": "task"}, {"objective": "entropy"}, {"rho": 0.1}, {"steps": 3}, {"examples": 11}, {"views": 5},
         {"batch_size": 7}, {"lr": 0.5}, {"start": 0.1}, {"temperature": 3.0}, {"clamp": (0, 1)}, {"schedule": "cosine"},
         {"optimizer": "sgd"}, {"momentum": 0.1}, {"weight_decay": 0.1}, {"perturbation": "asam"},
     ]  # fmt: skip
@@ -402,7 +402,7 @@ def test_few_pictures_get_crops_which_their_own_model_has_seen(suite):
     teacher = suite.classifier("digits", suite.tower(vectors["digits"]))
     torch.testing.assert_close(one.teachers["digits"][12], teacher(pool[12:13]).log_softmax(dim=1)[0].detach())
     assert len(learning(suite, vectors, examples=12, views=18).pools["digits"]) == 12
-    everything = {"pictures": 0, "views": 200}  # the same pictures for every seed, and one round of crops
+    everything = {"examples": 0, "views": 200}  # the same pictures for every seed, and one round of crops
     first, other = (learning(suite, vectors, seed=seed, **everything).pools["digits"] for seed in (0, 1))
     assert len(first) == 200
     assert torch.equal(first[:100], other[:100])
@@ -548,7 +548,7 @@ def test_adapters_in_half_precision_are_learned_in_float32(suite):
         ({"objective": "guessing"}, "objective is one of distillation, entropy, not 'guessing'"),
         ({"by": "layer"}, "by is one of channel, parameter, task, weights, not 'layer'"),
         ({"steps": 0}, "steps and batch_size are at least 1"),
-        ({"pictures": -1}, "pictures is a number a task, or 0 for all, not -1"),
+        ({"examples": -1}, "examples is a number a task, or 0 for all, not -1"),
         ({"views": -1}, "views is a number a task"),
         ({"lr": 0.0}, "lr is above 0"),
         ({"lr": float("nan")}, "lr is above 0"),

@@ -25,7 +25,7 @@ from saftnb.finetune.train import Training, _Batches, draw_batch
 from saftnb.suites import Split, Task, load_suite, stored, vision8
 from saftnb.suites.nli6 import PAIR_SOURCES
 from saftnb.suites.stored import cropped, whole
-from tests import standins
+from tests.tools import standins
 
 CPU = torch.device("cpu")
 
