@@ -10,7 +10,7 @@ LAB ?=
 THIMBLE := $(RUNS)/thimble
 STANDINS := $(RUNS)/standins-data
 
-.PHONY: report test coverage lab grid notebooks bench smollm spot-check lint clean
+.PHONY: report test coverage soak lab grid notebooks bench smollm spot-check lint clean
 
 report: $(READY)
 	$(BIN)/saftnb grid notebooks/grids/pocket.yaml --runs $(RUNS) --report reports/pocket
@@ -34,6 +34,10 @@ test: $(READY) lint
 coverage: export OMP_NUM_THREADS = 1
 coverage: $(READY)
 	$(BIN)/python -m pytest tests -n 2 --cov=saftnb --cov-report=term
+
+# A thousand short runs while kernels, launchers and nodes are killed; most of an hour.
+soak: $(READY)
+	$(BIN)/python tests/tools/soak.py
 
 # The venv's kernel stands before any that the user has installed. LAB takes options: make lab LAB="--no-browser".
 lab: export JUPYTER_PATH := $(abspath $(VENV))/share/jupyter:$(JUPYTER_PATH)
