@@ -2,44 +2,33 @@
 
 import base64
 import hashlib
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import nbformat
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import PythonLexer
+from nbconvert.exporters import TemplateExporter
+from nbconvert.preprocessors import TagRemovePreprocessor
 
 from saftnb.disk import whole_file
-from saftnb.publish.outputs import image_tag, joined, picture_type, render_output
-from saftnb.publish.prose import render_markdown
-from saftnb.publish.sanitise import text_of
+from saftnb.publish.outputs import read_outputs
+from saftnb.publish.prose import read_prose
 from saftnb.publish.scrub import root_above, scrub
 
 GENERATOR = '<meta name="generator" content="saftnb report">'
 # No font, no request, and no script but our own by its hash: only the page's style and the pictures inside it.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 SWITCH = '<label class="switch"><input type="checkbox" id="show-code"> Show code</label>'
-HIDDEN_TAGS = frozenset(["no-report", "papermill-error-cell-tag"])
-COMMITTED = "committed-results"  # tags words on the results of the notebook's default parameters
-OTHER_PARAMETERS = (
-    '<section class="prose note"><p>The notebook’s own words on results are for its default parameters. This run has '
-    "others, so they are left out here.</p></section>"
-)
-WHAT_WE_SEE = re.compile(r"[\s*_#>]*what (?:do )?we see\b[\s*_:.?]*", re.IGNORECASE)
-HEADING = re.compile(r"<h([1-6])[^>]*>(.*?)</h\1>", re.DOTALL)
+HIDDEN_TAGS = {"no-report", "papermill-error-cell-tag"}
 
 
 @dataclass(frozen=True)
 class Page:
-    """What is taken from a notebook: its title, its claim, its cells, the figure of its headline."""
+    """What is taken from a notebook, as safe HTML: its title, its claim, its cells, the figure of its headline."""
 
     title: str
     title_html: str
@@ -66,11 +55,10 @@ def publish_notebook(
     page = read_page(path, code=code)
     strip = facts_strip([(label, escape(str(value))) for label, value in (facts or {}).items()])
     heading = escape(title) if title else page.title_html
-    switch = SWITCH if code else ""
-    body = f"<header><h1>{heading}</h1>{strip}{switch}</header>\n<main>{page.body}</main>"
-    html = document(title or page.title, body)
+    header = f'<header><h1 dir="auto">{heading}</h1>{strip}{SWITCH if code else ""}</header>'
     out_html.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(out_html) as temporary:
+        html = document(title or page.title, f"{header}\n<main>{page.body}</main>")
         temporary.write_text(html, encoding="utf-8")
     return out_html
 
@@ -80,111 +68,51 @@ def read_page(path: Path, *, code: bool = True, changed: bool = False) -> Page:
 
     `changed` says that it ran with other parameters than its own: cells tagged "committed-results" are then left out.
     """
+    root = root_above(path)
+    places = [path.parent, root / "notebooks", root / "notebooks" / "appendix"]
+    ours = {
+        "title": path.stem,
+        "title_html": "",
+        "claim": "",
+        "clean": partial(scrub, roots=[root]),
+        "places": places,
+        "code": code,
+        "changed": changed,
+    }
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notebooks of older formats are fine to read
-            notebook = nbformat.read(path, as_version=4)
+            body, found = _exporter().from_notebook_node(nbformat.read(path, as_version=4), ours)
     except Exception as error:  # nbformat raises many kinds
         raise ValueError(f"{path} is not a notebook that can be read ({type(error).__name__})") from None
-    root = root_above(path)
-    places = [path.parent, root / "notebooks", root / "notebooks" / "appendix"]
-    return _Writer(notebook, partial(scrub, roots=[root]), path.stem, code, changed, places).page()
+    title_html = found["title_html"] or escape(found["title"])
+    return Page(found["title"], title_html, found["claim"], body, found["figure"])
+
+
+@cache
+def _exporter() -> TemplateExporter:
+    """nbconvert with the template and the preprocessors of a report."""
+    exporter = TemplateExporter(
+        extra_template_basedirs=[str(files("saftnb.publish"))],
+        template_name="report",
+        file_extension=".html",
+        optimistic_validation=True,
+    )
+    for each in (TagRemovePreprocessor(remove_cell_tags=HIDDEN_TAGS), read_prose, read_outputs):
+        exporter.register_preprocessor(each, enabled=True)
+    exporter.environment.autoescape = True
+    return exporter
 
 
 def document(title: str, body: str, script: str = "") -> str:
     """A whole HTML page around some content; `script` is the only one that may run in it."""
-    style = files("saftnb.publish").joinpath("style.css").read_text(encoding="utf-8")
-    policy, own = POLICY, ""
-    if script:
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        policy, own = f"{POLICY}; script-src 'sha256-{digest}'", f"<script>{script}</script>\n"
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n{GENERATOR}\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n'
-        f"<style>\n{style}</style>\n</head>\n"
-        f"<body>\n{body}\n{own}</body>\n</html>\n"
-    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"{POLICY}; script-src 'sha256-{digest}'" if script else POLICY
+    page = _exporter().environment.get_template("page.html.j2")
+    return page.render(title=title, body=body, script=script, policy=policy, generator=GENERATOR) + "\n"
 
 
 def facts_strip(facts: list[tuple[str, str]]) -> str:
     """Label and (safe) HTML pairs as the strip below a title."""
     items = "".join(f"<div><dt>{escape(label)}</dt><dd>{value}</dd></div>" for label, value in facts)
     return f'<dl class="facts">{items}</dl>' if items else ""
-
-
-class _Writer:
-    """Goes through the cells once; remembers the heading above, so that figures can be described."""
-
-    def __init__(self, notebook: Any, clean, name: str, code: bool, changed: bool, places: list[Path]) -> None:
-        cells = [cell for cell in notebook.cells if not HIDDEN_TAGS & set(cell.metadata.get("tags", []))]
-        self.cells, self.clean, self.name, self.code = cells, clean, name, code
-        self.changed, self.told, self.places = changed, False, places
-        self.title_html = ""
-        self.claim = ""
-        self.heading = ""
-        self.figures: list[tuple[bool, str]] = []  # tagged as the headline's?, <img>
-
-    def page(self) -> Page:
-        parts = [self._cell(index, cell) for index, cell in enumerate(self.cells)]
-        title_html = self.title_html or escape(self.name)
-        tagged = [image for chosen, image in self.figures if chosen]
-        figure = (tagged or [image for _, image in self.figures] or [""])[-1]
-        return Page(text_of(title_html), title_html, self.claim, "\n".join(filter(None, parts)), figure)
-
-    def _cell(self, index: int, cell: Any) -> str:
-        if cell.cell_type == "markdown":
-            return self._markdown(cell)
-        return self._code(index, cell) if cell.cell_type == "code" else ""
-
-    def _markdown(self, cell: Any) -> str:
-        if self.changed and COMMITTED in cell.metadata.get("tags", []):
-            note, self.told = "" if self.told else OTHER_PARAMETERS, True
-            return note
-        source = self.clean(joined(cell.source))
-        html = render_markdown(source, cell.get("attachments", {}), self.places)
-        heading = HEADING.search(html)
-        if heading and not self.title_html:
-            self.title_html = re.sub(r"</?a\b[^>]*>", "", heading[2])  # it stands inside links
-            html = html.replace(heading[0], "", 1)
-        for _, inner in HEADING.findall(html):
-            self.heading = text_of(inner)
-        if self.title_html and not self.claim and (claim := re.search(r"<p>(.*?)</p>", html, re.DOTALL)):
-            self.claim = claim[0]
-        kind = "prose see" if WHAT_WE_SEE.match(source) else "prose"
-        return f'<section class="{kind}">{html}</section>' if html.strip() else ""
-
-    def _code(self, index: int, cell: Any) -> str:
-        shown, pictures = [], 0
-        for output in cell.get("outputs", []):
-            alt = ""
-            if picture_type(output):
-                alt = self._alt(index, cell, pictures)
-                pictures += 1
-                chosen = "headline-figure" in cell.metadata.get("tags", [])
-                self.figures.append((chosen, image_tag(output, alt)))
-            shown.append(render_output(output, alt, self.clean))
-        html = "".join(shown)
-        if self.code and joined(cell.source).strip():
-            source = highlight(self.clean(joined(cell.source)), PythonLexer(), HtmlFormatter(nowrap=True))
-            source = f'<pre class="code" tabindex="0" role="group" aria-label="Code">{source}</pre>'
-            return f'<section class="output{"" if html else " only-code"}">{source}{html}</section>'
-        return f'<section class="output">{html}</section>' if html else ""
-
-    def _alt(self, index: int, cell: Any, nth: int) -> str:
-        """The cell's own `alt` (a list has one per picture), else number, heading and what we see."""
-        own = cell.metadata.get("alt")
-        if isinstance(own, list):
-            own = own[nth] if nth < len(own) else None
-        if own:
-            return self.clean(str(own))
-        words = f"Figure {len(self.figures) + 1}: {self.heading or text_of(self.title_html) or self.name}."
-        following = self.cells[index + 1] if index + 1 < len(self.cells) else None
-        if following is not None and following.cell_type == "markdown":
-            source = self.clean(joined(following.source))
-            if WHAT_WE_SEE.match(source):
-                seen = text_of(render_markdown(WHAT_WE_SEE.sub("", source, count=1)))
-                words += " " + re.split(r"(?<=[.!?])\s", seen)[0]
-        return words.strip()[:400]

@@ -1,84 +1,93 @@
-"""Markdown cells as safe HTML with MathML.
-
-nbconvert's parser finds the formulas; each is set aside under a placeholder while the HTML is
-sanitised (the sanitiser knows no MathML, and need not), then put back in its place.
-"""
+"""Markdown cells as safe HTML with MathML: nbconvert's parser, latex2mathml for the formulas, the sanitiser last."""
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
+from typing import Any
 
+from markupsafe import Markup
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from saftnb.publish.maths import to_mathml
-from saftnb.publish.sanitise import MARK, attribute, clean_html
+from saftnb.publish.sanitise import attribute, clean_html, text_of
 
-END = "\ue001"
-PLACEHOLDER = re.compile(f"{MARK}(\\d+){END}")
+COMMITTED = "committed-results"  # tags words on the results of the notebook's default parameters
+OTHER_PARAMETERS = Markup(
+    "<p>The notebook’s own words on results are for its default parameters. This run has others, so they are left out "
+    "here.</p>"
+)
+WHAT_WE_SEE = re.compile(r"[\s*_#>]*what (?:do )?we see\b[\s*_:.?]*", re.IGNORECASE)
+HEADING = re.compile(r"<h([1-6])[^>]*>(.*?)</h\1>", re.DOTALL)
 DRAWING = re.compile(r"(?:\.\./)?drawings/[\w\-]+\.svg")  # the project's own, beside its notebooks
 IMAGE_TYPES = ("image/svg+xml", "image/png", "image/jpeg", "image/gif", "image/webp")
 
 
 class _Renderer(IPythonRenderer):
-    """Markdown to HTML with placeholders for formulas; images come from the cell itself or the project's drawings."""
+    """Formulas as MathML; images come from the cell itself or the project's drawings."""
 
     def __init__(self, attachments: dict[str, dict[str, str]], places: Sequence[Path]) -> None:
         super().__init__(escape=False, exclude_anchor_links=True, attachments=attachments)
         self.places = places
-        self.formulas: list[tuple[str, bool]] = []
-
-    def _set_aside(self, latex: str, display: bool) -> str:
-        self.formulas.append((latex, display))
-        return f"{MARK}{len(self.formulas) - 1}{END}"
 
     def block_math(self, body: str) -> str:
-        return self._set_aside(body, True)
+        return to_mathml(body, display=True)
 
     def inline_math(self, body: str) -> str:
-        return self._set_aside(body, False)
+        return to_mathml(body)
 
     def latex_environment(self, name: str, body: str) -> str:
-        return self._set_aside(f"\\begin{{{name}}}{body}\\end{{{name}}}", True)
+        return to_mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", display=True)
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
-        words = PLACEHOLDER.sub(lambda mark: self.formulas[int(mark[1])][0], text or "")
-        if url.startswith("attachment:"):
-            bundle = self.attachments.get(url.removeprefix("attachment:"), {})
-            for kind in IMAGE_TYPES:
-                if kind in bundle:
-                    url = f"data:{kind};base64,{bundle[kind]}"
-        if DRAWING.fullmatch(url):
-            found = [place / url for place in self.places if (place / url).is_file()]
-            if found:
-                url = f"data:image/svg+xml;base64,{base64.b64encode(found[0].read_bytes()).decode()}"
+        bundle = self.attachments.get(url.removeprefix("attachment:"), {})
+        for kind in IMAGE_TYPES:
+            if kind in bundle:
+                url = f"data:{kind};base64,{bundle[kind]}"
+        drawn = [place / url for place in self.places if DRAWING.fullmatch(url) and (place / url).is_file()]
+        if drawn:
+            url = f"data:image/svg+xml;base64,{base64.b64encode(drawn[0].read_bytes()).decode()}"
         if not url.startswith("data:image/"):
-            return f"<em>[picture outside the notebook: {attribute(words)}]</em>"
-        return f'<img src="{attribute(url)}" alt="{attribute(words)}">'
+            return f"<em>[picture outside the notebook: {escape(text_of(text))}]</em>"
+        return f'<img src="{attribute(url)}" alt="{attribute(text_of(text))}">'
 
     def block_mermaidjs(self, code: str) -> str:
         return self.block_code(code)  # drawing it would take a script
 
 
 def render_markdown(
-    source: str, attachments: dict[str, dict[str, str]] | None = None, places: Sequence[Path] = ()
-) -> str:
-    """Safe HTML of a markdown text; `attachments` as in a notebook cell; `places` are folders that may hold a folder
-    `drawings`, whose SVGs are put into the page as pictures."""
-    renderer = _Renderer(attachments or {}, places)
-    source = source.replace(MARK, "").replace(END, "")
-    safe = clean_html(MarkdownWithMath(renderer=renderer).render(source))
-
-    def formula(mark: re.Match[str]) -> str:
-        number = int(mark[1])
-        if number >= len(renderer.formulas):
-            return ""
-        latex, display = renderer.formulas[number]
-        return to_mathml(latex, display=display)
-
-    return PLACEHOLDER.sub(formula, safe)
+    source: str, clean: Callable[[str], str] = str, attachments: Any = None, places: Sequence[Path] = ()
+) -> Markup:
+    """Safe HTML of a markdown text without what `clean` takes out; `attachments` as in a notebook cell; `places` are
+    folders that may hold a folder `drawings`, whose SVGs are put into the page as pictures."""
+    return clean_html(MarkdownWithMath(renderer=_Renderer(attachments or {}, places)).render(source), clean)
 
 
-def is_math(text: str) -> bool:
-    """Whether a text/latex output is a formula, and not a LaTeX table or document."""
-    return text.strip().startswith(("$", "\\begin{equation", "\\begin{align", "\\begin{gather"))
+def read_prose(notebook: Any, resources: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A preprocessor: markdown cells become safe HTML, and code cells get the heading that they stand under; title and
+    claim go into `resources`."""
+    heading, told = "", False
+    for cell in notebook.cells:
+        cell.metadata.heading = heading
+        if cell.cell_type != "markdown":
+            continue
+        if resources["changed"] and COMMITTED in cell.metadata.get("tags", []):
+            cell.metadata.kind, cell.source, told = "prose note", "" if told else OTHER_PARAMETERS, True
+            continue
+        html = render_markdown(cell.source, resources["clean"], cell.get("attachments"), resources["places"])
+        found = HEADING.search(html)
+        if found and not resources["title_html"]:
+            resources["title_html"] = re.sub(r"</?a\b[^>]*>", "", found[2])  # it stands inside links
+            resources["title"] = text_of(found[2])
+            html = html.replace(found[0], "", 1)
+        if resources["title_html"] and not resources["claim"] and (claim := re.search(r"<p>.*?</p>", html, re.DOTALL)):
+            resources["claim"] = claim[0]
+        heading = ([heading] + [text_of(inner) for _, inner in HEADING.findall(html)])[-1]
+        see = WHAT_WE_SEE.match(cell.source)
+        if see:
+            cell.metadata.seen = re.split(
+                r"(?<=[.!?])\s", text_of(render_markdown(cell.source[see.end() :], resources["clean"]))
+            )[0]
+        cell.metadata.kind, cell.source = "prose see" if see else "prose", Markup(html.strip())
+    return notebook, resources

@@ -1,15 +1,18 @@
-"""HTML from a notebook, made safe: an allow-list of tags, attributes and CSS.
+"""HTML from a notebook, made safe by nh3: an allow-list of tags, attributes and CSS.
 
 A notebook is somebody else's program, and its outputs are whatever that program wrote. What is
 not listed here does not reach the page; the page's Content-Security-Policy is a second lock.
 """
 
 import re
-from html import escape
+from collections.abc import Callable
+from html import escape, unescape
 
-import tinycss2
-from bleach.sanitizer import Cleaner
+import nh3
 from bs4 import BeautifulSoup, Tag
+from markupsafe import Markup
+
+from saftnb.publish import maths
 
 # fmt: off
 TAGS = {
@@ -18,109 +21,93 @@ TAGS = {
     "img", "kbd", "li", "mark", "ol", "p", "pre", "s", "samp", "small", "span", "strong", "sub",
     "summary", "sup", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "u", "ul",
 }
-WITH_CONTENT = [
-    "script", "style", "iframe", "object", "embed", "template", "noscript", "form", "svg", "math",
-    "title",
-]
-LINK = re.compile(r"(?:https?://|mailto:|#)", re.IGNORECASE)
-IMAGE = re.compile(r"data:image/(?:png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]+", re.IGNORECASE)
+WITH_CONTENT = {"script", "style", "iframe", "object", "embed", "template", "noscript", "form", "svg", "title"}
+NUMBER_OF = r"\d{1,4}"
+SPANS = {"colspan": NUMBER_OF, "rowspan": NUMBER_OF, "scope": "row|col|rowgroup|colgroup"}
 ATTRIBUTES = {
-    "a": {"href": LINK}, "img": {"src": IMAGE, "alt": None, "title": None, "width": r"\d+", "height": r"\d+"},
-    "td": {"colspan": r"\d+", "rowspan": r"\d+"}, "col": {"span": r"\d+"}, "ol": {"start": r"\d+"},
-    "th": {"colspan": r"\d+", "rowspan": r"\d+", "scope": r"row|col|rowgroup|colgroup"},
-    "*": {"class": r"[\w\- ]*", "id": r"[\w\-]*", "style": None, "title": None},
-}
+    "a": {"href": "(?:https?://|mailto:|#).*"}, "col": {"span": NUMBER_OF}, "ol": {"start": NUMBER_OF},
+    "img": {
+        "src": r"data:image/(?:png|jpeg|gif|webp|svg\+xml);base64,[a-z0-9+/=\s]+", "alt": ".*",
+        "width": NUMBER_OF, "height": NUMBER_OF,
+    },
+    "td": SPANS, "th": SPANS,
+    "*": {
+        # those of highlighted code, formulas and pandas; a class of our own pages would be a disguise
+        "class": r"(?:\s*\b(?:[a-z]{1,2}\d?|highlight|tex|display|num|dataframe|data|blank|index_name|"
+                 r"(?:row|col|level)(?:\d+|_heading\d*)))*\s*",
+        "id": r"[\w\-]*", "title": ".*", "dir": "ltr|rtl|auto",
+    },
+} | {tag: dict.fromkeys([*maths.ATTRIBUTES, "alttext", "mathvariant", "columnalign"], ".*") for tag in maths.ELEMENTS}
 PROPERTIES = {
-    "color", "background", "background-color", "background-image", "font-weight", "font-style",
+    "color", "background", "background-color", "background-image", "font-weight", "font-style", "font-family",
     "text-align", "text-decoration", "vertical-align", "white-space", "opacity", "border-bottom",
     "border-top", "border-left", "border-right", "border-color", "padding", "padding-left",
     "padding-right", "caption-side",
 }
 # fmt: on
-FUNCTIONS = {"rgb", "rgba", "hsl", "hsla", "linear-gradient", "calc"}
-TOKENS = {"ident", "number", "dimension", "percentage", "hash", "literal", "whitespace"}
+TAG = re.compile(r'<(?:[^>"]|"[^"]*")*>')  # as the sanitiser writes it
+HARMLESS = re.compile(r"(?:[\w\s.,%#+*/!-]|\b(?:rgba?|hsla?|linear-gradient|calc)\(|\))+", re.IGNORECASE)
 STYLER_SELECTOR = re.compile(r"#T_[\w\-]+[\w\-#.:()> \n]*")
 INK = "color:#1b1f24"  # on a background the notebook chose: it was chosen for a light page
 BLACK = {"black", "#000", "#000000"}
 NUMBER = re.compile(
     r"[+\-−]?(?:[\d,]+\.?\d*(?:e[+\-]?\d+)?|nan|inf|–|)\s*%?(?:\s*(?:±|\+/-)\s*[\d.]+%?)?", re.IGNORECASE
 )
-MARK = "\ue000"  # opens a placeholder for a formula (prose.py): never let into an attribute
 
 
-def clean_html(html: str) -> str:
-    """Safe HTML of an output or of rendered markdown; tables scroll, their numbers are aligned.
+def clean_html(html: str, clean: Callable[[str], str] = str) -> Markup:
+    """Safe HTML of an output or of rendered markdown, without what `clean` takes out of texts; tables scroll, their
+    numbers are aligned.
 
     Scripts, frames, forms, event handlers, `javascript:` links and images from elsewhere are
     dropped. pandas Styler's `<style>` block is kept where every rule stays inside its own table.
     """
-    soup = _parse(html)
-    css = "".join(clean_stylesheet(style.get_text()) for style in soup.find_all("style"))
-    for element in soup.find_all(WITH_CONTENT):
-        element.decompose()
-    for table in soup.find_all("table"):
-        join_headings(table)
-        align_numbers(table)
-    clean = _CLEANER.clean(soup.decode())
-    clean = clean.replace("<table", f"{scroll_open('table')}<table").replace("</table>", "</table></div>")
-    return (f"<style>{css}</style>" if css else "") + clean
+    css, html = "", _FIRST.clean(html)
+    if "<table" in html or "<style" in html:
+        soup = BeautifulSoup(html, "html.parser")
+        css = "".join(clean_stylesheet(style.extract().get_text()) for style in soup.find_all("style"))
+        for table in soup.find_all("table"):
+            join_headings(table)
+            align_numbers(table)
+        html = soup.decode(formatter="minimal")
+    html = _LAST.clean(clean(html))  # the sanitiser has the last word
+    html = html.replace("<table", f"{scroll_open('table')}<table").replace("</table>", "</table></div>")
+    return Markup((f"<style>{css}</style>" if css else "") + html)
 
 
-def _attribute(tag: str, name: str, value: str) -> bool:
-    """Whether an attribute may stay."""
-    for owner in (tag, "*"):
-        if name in ATTRIBUTES.get(owner, {}):
-            pattern = ATTRIBUTES[owner][name]
-            matches = re.match if pattern is LINK else re.fullmatch
-            return MARK not in value and (pattern is None or matches(pattern, value.strip()) is not None)
-    return False
+def _attribute(tag: str, name: str, value: str) -> str | None:
+    """The value of an attribute that may stay."""
+    if name == "style":
+        return declarations(value) or None
+    pattern = ATTRIBUTES.get(tag, {}).get(name) or ATTRIBUTES["*"].get(name, "")
+    return value if re.fullmatch(pattern, value.strip(), re.IGNORECASE | re.DOTALL) else None
 
 
 def clean_stylesheet(css: str) -> str:
     """The rules of a stylesheet that stay inside one pandas Styler table."""
     kept = []
-    for rule in tinycss2.parse_stylesheet(css, skip_comments=True, skip_whitespace=True):
-        if rule.type != "qualified-rule":
-            continue
-        selectors = [part.strip() for part in tinycss2.serialize(rule.prelude).split(",")]
-        if all(STYLER_SELECTOR.fullmatch(selector) for selector in selectors):
-            declarations = _declarations(rule.content)
-            if declarations:
-                kept.append(f"{','.join(selectors)}{{{declarations}}}")
+    for prelude, inside in re.findall(r"([^{}]+)\{([^{}]*)\}", re.sub(r"/\*.*?\*/", "", css, flags=re.DOTALL)):
+        selectors = [part.strip() for part in prelude.split(",")]
+        if all(STYLER_SELECTOR.fullmatch(selector) for selector in selectors) and (safe := declarations(inside)):
+            kept.append(f"{','.join(selectors)}{{{safe}}}")
     return "\n".join(kept)
 
 
-class _InlineStyle:
-    """What bleach asks for a `style` attribute."""
-
-    def sanitize_css(self, style: str) -> str:
-        return _declarations(tinycss2.parse_component_value_list(style))
-
-
-def _declarations(tokens: list) -> str:
+def declarations(css: str) -> str:
     """Listed properties with harmless values, readable on a light and on a dark page."""
-    found = {}
-    for declaration in tinycss2.parse_blocks_contents(tokens, skip_comments=True, skip_whitespace=True):
-        known = declaration.type == "declaration" and declaration.lower_name in PROPERTIES
-        if known and all(_harmless(token) for token in declaration.value):
-            found[declaration.lower_name] = tinycss2.serialize(declaration.value).strip()
-    painted = any(name.startswith("background") for name in found)
-    if not painted and found.get("color", "").lower() in BLACK:
-        del found["color"]
-    written = ";".join(f"{name}:{value}" for name, value in found.items())
-    return f"{written};{INK}" if painted and "color" not in found else written
-
-
-def _harmless(token) -> bool:
-    if token.type == "function":
-        return token.lower_name in FUNCTIONS and all(_harmless(part) for part in token.arguments)
-    return token.type in TOKENS and not (token.type == "literal" and token.value not in ",/+-*")
+    pairs = [
+        (name.strip().lower(), value.strip()) for name, _, value in (part.partition(":") for part in css.split(";"))
+    ]
+    found = [(name, value) for name, value in pairs if name in PROPERTIES and HARMLESS.fullmatch(value)]
+    painted = any(name.startswith("background") for name, _ in found)
+    kept = [(name, value) for name, value in found if painted or name != "color" or value.lower() not in BLACK]
+    written = ";".join(f"{name}:{value}" for name, value in kept)
+    return f"{written};{INK}" if painted and "color" not in dict(kept) else written
 
 
 def join_headings(table: Tag) -> None:
     """Put the names of a pandas index, which pandas writes in a row of their own, beside the columns'."""
-    head = table.find("thead")
-    rows = [row.find_all("th") for row in head.find_all("tr")][-2:] if isinstance(head, Tag) else []
+    rows = [row.find_all("th") for row in table.select("thead tr")][-2:]
     if len(rows) < 2 or len(rows[0]) != len(rows[1]):
         return
     pairs = list(zip(*rows, strict=True))
@@ -128,7 +115,7 @@ def join_headings(table: Tag) -> None:
         for above, below in pairs:
             if below.get_text(strip=True):
                 above.replace_with(below)
-        head.find_all("tr")[-1].decompose()
+        table.select("thead tr")[-1].decompose()
 
 
 def align_numbers(table: Tag) -> None:
@@ -136,7 +123,6 @@ def align_numbers(table: Tag) -> None:
 
     Columns are counted from the right: the cells of an index, on the left, may span several rows.
     """
-    head = table.find("thead")
     rows = [row.find_all(["td", "th"], recursive=False)[::-1] for row in table.find_all("tr")]
     rows = [row for row in rows if not any(cell.has_attr("colspan") for cell in row)]
     columns: dict[int, bool] = {}
@@ -149,7 +135,7 @@ def align_numbers(table: Tag) -> None:
                     cell["class"] = [*cell.get("class", []), "num"]
     for row in rows:
         for position, cell in enumerate(row):
-            if columns.get(position) and cell.name == "th" and isinstance(head, Tag) and head in cell.parents:
+            if columns.get(position) and cell.name == "th" and cell.find_parent("thead"):
                 cell["class"] = [*cell.get("class", []), "num"]
 
 
@@ -160,12 +146,7 @@ def scroll_open(label: str) -> str:
 
 def text_of(html: str) -> str:
     """The words of some HTML, without its tags."""
-    return " ".join(_parse(html).get_text().split())
-
-
-def _parse(html: str) -> BeautifulSoup:
-    # The empty comment keeps bs4 from warning that a text without tags looks like a file name.
-    return BeautifulSoup(f"<!---->{html}", "html.parser")
+    return " ".join(unescape(TAG.sub("", _LAST.clean(html))).split())
 
 
 def attribute(text: str) -> str:
@@ -173,11 +154,14 @@ def attribute(text: str) -> str:
     return escape(" ".join(text.split()), quote=True)
 
 
-_CLEANER = Cleaner(
-    tags=TAGS,
-    attributes=_attribute,
-    protocols=["http", "https", "mailto", "data"],
-    strip=True,
-    strip_comments=True,
-    css_sanitizer=_InlineStyle(),
-)
+_NAMES = {tag: {*names, *(["style"] if tag == "*" else [])} for tag, names in ATTRIBUTES.items()}
+
+
+def _cleaner(tags: set[str]) -> nh3.Cleaner:
+    return nh3.Cleaner(
+        tags=tags, clean_content_tags=WITH_CONTENT - tags, attributes=_NAMES, attribute_filter=_attribute,
+        url_schemes={"http", "https", "mailto", "data"}, link_rel=None,
+    )  # fmt: skip
+
+
+_FIRST, _LAST = _cleaner(TAGS | maths.ELEMENTS | {"style"}), _cleaner(TAGS | maths.ELEMENTS)

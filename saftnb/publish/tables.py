@@ -1,14 +1,14 @@
 """Numbers and recorded tables, written the way a paper prints them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from typing import Any
 
 from saftnb.labels import LABELS, SPACE_LABELS
 from saftnb.publish.sanitise import scroll_open
 
-MISSING = "–"
+MISSING, NUM = "–", ' class="num"'
 
 
 def is_number(value: Any) -> bool:
@@ -54,23 +54,21 @@ def table_html(table: Mapping[str, Any], caption: str, scrub: Callable[[str], st
     Each column of numbers has one count of decimals; a first column of words heads its rows. Recipes, methods and
     spaces stand under their names.
     """
-    columns = [_label(column) for column in table["columns"]]
-    rows = [list(row)[: len(columns)] + [None] * (len(columns) - len(row)) for row in table["data"]]
-    numeric = [_is_numeric([row[i] for row in rows]) for i in range(len(columns))]
-    shown = [_column([row[i] for row in rows], numeric[i]) for i in range(len(columns))]
-    head = "".join(
-        f'<th scope="col"{_class(right)}>{escape(scrub(name))}</th>'
-        for name, right in zip(columns, numeric, strict=True)
-    )
-    body = []
-    for at in range(len(rows)):
-        cells = []
-        for i, right in enumerate(numeric):
-            tag = "th" if i == 0 and not right else "td"
-            scope = ' scope="row"' if tag == "th" else ""
-            cells.append(f"<{tag}{scope}{_class(right)}>{escape(scrub(shown[i][at]))}</{tag}>")
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    inside = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+    names = [_label(column) for column in table["columns"]]
+    rows = [(list(row) + [None] * len(names))[: len(names)] for row in table["data"]]
+    columns = [[row[i] for row in rows] for i in range(len(names))]
+    right = [_is_numeric(column) for column in columns]
+    shown = [_column(column, numeric) for column, numeric in zip(columns, right, strict=True)]
+
+    def cells(texts: Iterable[str], head: bool) -> str:
+        tags = ['th scope="col"' if head else "td" if i or right[0] else 'th scope="row"' for i in range(len(names))]
+        return "".join(
+            f"<{tag}{NUM * numeric}>{escape(scrub(text))}</{tag[:2]}>"
+            for tag, numeric, text in zip(tags, right, texts, strict=True)
+        )
+
+    body = "".join(f"<tr>{cells((texts[at] for texts in shown), False)}</tr>" for at in range(len(rows)))
+    inside = f"<thead><tr>{cells(names, True)}</tr></thead><tbody>{body}</tbody>"
     return f"{scroll_open(caption)}<table>{inside}</table></div>"
 
 
@@ -96,7 +94,3 @@ def _column(values: list[Any], numeric: bool) -> list[str]:
     mixed = any(isinstance(value, float) for value in values)
     largest = max(finite, default=0.0)
     return [MISSING if v is None else number(float(v) if mixed else v, largest) for v in values]
-
-
-def _class(right: bool) -> str:
-    return ' class="num"' if right else ""

@@ -89,7 +89,7 @@ SEEN = "getComputedStyle(document.querySelector('{}')).display !== 'none'"
 
 def test_the_code_is_shown_by_one_switch_with_the_keyboard_and_is_printed_as_it_is_shown(browser, report):
     browser.open(report / "01_saft-a.html")
-    code, only = SEEN.format("pre.code"), SEEN.format(".only-code")
+    code, only = SEEN.format(".code"), SEEN.format(".only-code")
     assert (browser.ask(code), browser.ask(only)) == (False, False)
     for _ in range(10):
         browser.press("Tab")
