@@ -56,9 +56,9 @@ def test_importing_the_library_needs_neither_cuda_nor_the_pre_training_packages(
 
 
 def test_rooms_import_only_from_rooms_above_them():
-    order = ["labels", "extras", "paths", "disk", "run_folder", "progress", "delta", "task_vector", "formats",
-             "reference", "render", "backbones", "suites", "prepare", "evaluate", "scores", "finetune", "merging",
-             "analysis", "plots", "batch", "publish", "cli"]  # fmt: skip
+    order = ["labels", "extras", "paths", "scrub", "disk", "run_folder", "progress", "delta", "task_vector",
+             "formats", "reference", "render", "backbones", "suites", "prepare", "evaluate", "scores", "finetune",
+             "merging", "analysis", "plots", "batch", "publish", "cli"]  # fmt: skip
     for path in (ROOT / "saftnb").rglob("*.py"):
         room = path.relative_to(ROOT / "saftnb").parts[0].removesuffix(".py")
         if room.startswith("__"):

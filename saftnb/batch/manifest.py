@@ -6,7 +6,6 @@ A run is done only when its manifest says so, and its files still have the hashe
 import hashlib
 import importlib.metadata
 import platform
-import re
 import subprocess
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -39,7 +38,7 @@ PACKAGES = (
 )
 # A run's numbers cannot depend on these parts of the package, so a change in them makes no run stale.
 _OUTSIDE_RUNS = (
-    "publish/*", "cli.py", "__main__.py", "*.md",
+    "publish/*", "scrub.py", "cli.py", "__main__.py", "*.md",
     "batch/engine.py", "batch/local.py", "batch/cluster.py", "batch/plan.py", "batch/display.py",
 )  # fmt: skip
 
@@ -189,19 +188,6 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {"git": _git(), "versions": versions}
-
-
-def one_line(reason: str, *private: Path) -> str:
-    """``reason`` on one line, without colours, folders or the names of people and machines in them."""
-    text = " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", reason).split())
-    known = {str(path) for path in (*private, project_root(), store_root(), Path.cwd(), Path.home())} - {"/"}
-    for folder in sorted(known, key=len, reverse=True):
-        text = text.replace(folder, "…")
-    text = re.sub(r"(?<![\w.:/…])/(?:[^\s/'\":]+/)+", "…/", text)
-    host = platform.node()
-    if len(host) > 2:
-        text = re.sub(rf"\b{re.escape(host)}\b", "…", text)
-    return text if len(text) <= 300 else text[:299] + "…"
 
 
 def _altered(folder: Path, manifest: dict[str, Any]) -> str | None:

@@ -37,7 +37,6 @@ from saftnb.batch.manifest import (
     environment,
     is_done,
     library_sha256,
-    one_line,
     read_manifest,
     reason_to_run,
     results_before,
@@ -46,6 +45,7 @@ from saftnb.batch.manifest import (
 from saftnb.batch.record import RESULTS
 from saftnb.paths import store_root
 from saftnb.run_folder import BAR, CHECKPOINTS, read_json, write_json
+from saftnb.scrub import one_line
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -286,7 +286,7 @@ def _finish(run: Run, manifest: dict[str, Any], outcome: dict[str, Any]) -> dict
     reason = outcome.get("reason")
     manifest |= {
         "status": outcome["status"],
-        "reason": one_line(reason, folder, run.notebook.path.parent) if reason else None,
+        "reason": one_line(reason, [folder, run.notebook.path.parent]) if reason else None,
         "finished": _now(),
         "peak_memory": outcome.get("peak_memory"),
         "checkpoints": sorted(checkpoints, key=lambda entry: entry["name"]),

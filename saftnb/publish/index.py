@@ -14,8 +14,8 @@ from saftnb.publish.folder import replaced
 from saftnb.publish.page import SWITCH, Page, document, facts_strip, read_page
 from saftnb.publish.runs import RunFolder, provenance, read_runs
 from saftnb.publish.sanitise import attribute, scroll_open
-from saftnb.publish.scrub import root_above, scrub
 from saftnb.publish.tables import duration, is_number, number, table_html, value_text
+from saftnb.scrub import root_above, scrub
 
 QUESTION = "Which fine-tuned models merge well, and why"
 SUBJECT = "Sharpness-aware fine-tuning (SAFT) and SVD alignment of LoRA updates (KnOTS)"

@@ -236,7 +236,7 @@ def test_secrets_and_paths_of_other_places_are_not_told(shown, monkeypatch):
 
 
 def test_paths_that_only_look_alike_are_left(shown, monkeypatch):
-    monkeypatch.setattr("saftnb.publish.scrub.project_root", lambda: Path("/code/own"))
+    monkeypatch.setattr("saftnb.scrub.project_root", lambda: Path("/code/own"))
     html = shown(
         "stream", name="stdout", text="/code/own/a /code/owns/x /rooted https://a.example/home/x base/code/own"
     )
