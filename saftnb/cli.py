@@ -142,7 +142,7 @@ def _grid(options: argparse.Namespace) -> int:
         from saftnb.publish import LiveReport
 
         with _refusing(ValueError):
-            live = LiveReport(grid.runs[0].folder.parent, options.report, display.say)
+            live = LiveReport(grid.runs[0].folder.path.parent, options.report, display.say)
     index = None
     with _stopped_politely(), _refusing(GridError, OSError):
         try:
@@ -152,7 +152,7 @@ def _grid(options: argparse.Namespace) -> int:
                 retry_failed=options.retry_failed, engine=engine, display=display, after_each=live,
             ).values()  # fmt: skip
         finally:
-            index = live.close() if live and grid.runs[0].folder.parent.is_dir() else None
+            index = live.close() if live and grid.runs[0].folder.path.parent.is_dir() else None
     if index:
         print(f"open {index}")
     if "interrupted" in statuses or "not started" in statuses:

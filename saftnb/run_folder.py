@@ -1,19 +1,188 @@
-"""The folder of the run that this process belongs to, as the environment names it. Imports nothing heavy.
+"""The folder of a run: the names of its files, and what they say; and the run that this process belongs to.
 
-Below every room, because the checkpoint store notes here what a run rests on and `batch` reads it.
+Below every room, because the checkpoint store and progress bars note here what `batch` and `publish` read. Imports
+nothing heavy.
 """
 
+import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from saftnb.disk import whole_file
 from saftnb.paths import store_root
 
-CHECKPOINTS = ".checkpoints.json"
+MANIFEST = "manifest.json"
 BAR = ".bar.json"  # in a run's folder: the progress bar that moves
 CURRENT = ".current.json"  # in a grid's folder: the ids of the runs that the grid file names now
+STATUSES = frozenset(["done", "failed", "killed", "interrupted", "running"])
+
+
+def _file(name: str) -> Any:
+    return property(lambda folder: folder.path / name)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one execution of one notebook: ``<runs>/<grid>/<notebook>-<hash>``.
+
+    What its files say is read when it is first asked for, and stays: a folder that was read once is handed forward,
+    and another ``RunFolder(path)`` looks again.
+    """
+
+    path: Path
+
+    manifest_file, results_file = _file(MANIFEST), _file("results.json")
+    notebook_file, log_file = _file("run.ipynb"), _file("log.txt")
+    # while the run goes on
+    outcome_file, progress_file = _file(".outcome.json"), _file(".progress.json")
+    bar_file, checkpoints_file = _file(BAR), _file(".checkpoints.json")
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What the manifest says; {} where there is none that can be read."""
+        said = _object(self.manifest_file)
+        return said if {"notebook", "status"} <= said.keys() else {}
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """What the notebook recorded; {} where that cannot be read."""
+        return _object(self.results_file)
+
+    @cached_property
+    def altered(self) -> str | None:
+        """The name of the first file that is gone or not the one whose hash the manifest names."""
+        for file, key in ((self.results_file, "results_sha256"), (self.notebook_file, "run_sha256")):
+            if self.manifest.get(key) not in (None, sha256_of(file)):
+                return file.name
+        return None
+
+    @property
+    def done(self) -> bool:
+        """Whether the manifest says so, and the files are those that the run finished with."""
+        return self.manifest.get("status") == "done" and self.altered is None
+
+    @property
+    def taken(self) -> bool:
+        """Whether the run comes from a list of kept runs and was not executed here."""
+        return "taken" in self.manifest
+
+    @property
+    def status(self) -> str:
+        """The manifest's, where it can be believed, else "not done"."""
+        said = self.manifest.get("status")
+        return said if said in STATUSES and (said != "done" or self.done) else "not done"
+
+    @property
+    def reason(self) -> str:
+        """Why the run is not done, in one line."""
+        if not self.manifest:
+            gone = "is missing: the run was cut off, or is still starting"
+            return f"{MANIFEST} {'cannot be read' if self.manifest_file.exists() else gone}"
+        if self.altered:
+            return f"{self.altered} was altered after the run, or is gone"
+        said = " ".join(str(self.manifest.get("reason") or "").split())
+        return "" if self.done else said[:400] or "no reason was recorded"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def notebook(self) -> str:
+        """The notebook's name without its ending."""
+        named = str(self.manifest.get("notebook") or self.name.rpartition("-")[0] or self.name)
+        return Path(named).name.removesuffix(".ipynb")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return _mapping(self.manifest.get("parameters"))
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The parameters that were given."""
+        return _mapping(self.manifest.get("overrides"))
+
+    @property
+    def scalars(self) -> dict[str, Any]:
+        """The recorded single values, of a run that is done: part of a run is no result. The verdict is no number."""
+        single = {k: v for k, v in self.results.items() if isinstance(v, (int, float, str, bool))} if self.done else {}
+        return {k: v for k, v in single.items() if k != "verdict"}
+
+    @property
+    def verdict(self) -> str:
+        """What came out, in the notebook's own words; "" where it says nothing or is not done."""
+        said = self.results.get("verdict") if self.done else None
+        return said if isinstance(said, str) else ""
+
+    def table(self, name: str) -> Mapping[str, Any] | None:
+        """A recorded table, if ``name`` is one: columns, and data by rows."""
+        value = _mapping(self.results.get(name))
+        columns, data = value.get("columns"), value.get("data")
+        if not (isinstance(columns, list) and columns and isinstance(data, list)):
+            return None
+        return value if all(isinstance(row, list) for row in data) else None
+
+    @property
+    def seconds(self) -> float | None:
+        """What the run took when it was last done: here, or before it was set aside."""
+        done = self.manifest.get("status") == "done"
+        return (self.manifest if done else _object(self._previous / "manifest.previous.json")).get("seconds")
+
+    @property
+    def at(self) -> dict[str, Any]:
+        """Where its notebook is at the moment (cell, of, heading, bar), for those who watch."""
+        return _object(self.progress_file) | {"bar": _object(self.bar_file)}
+
+    def beside(self, run_id: str) -> "RunFolder":
+        """The folder of another run of the grid."""
+        return RunFolder(self.path.with_name(run_id))
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path.parent / ".locks" / f"{self.name}.lock"
+
+    @property
+    def _previous(self) -> Path:
+        return self.path.parent / ".previous" / self.name
+
+    def set_aside(self) -> None:
+        """Make the folder empty. A run that was executed to the end is moved away, one from a list is dropped."""
+        if self.done and not self.taken:
+            self.forget_previous()
+            self._previous.parent.mkdir(exist_ok=True)
+            self.path.rename(self._previous)
+            (self._previous / MANIFEST).rename(self._previous / "manifest.previous.json")
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+
+    def forget_previous(self) -> None:
+        """Remove what was set aside."""
+        shutil.rmtree(self._previous, ignore_errors=True)
+
+
+def find_runs(path: Path | str) -> Iterator[RunFolder]:
+    """Every run folder with a manifest under ``path``: a run's, a grid's or the folder of all grids."""
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder of runs")
+    for pattern in ("", "*/", "*/*/"):
+        for file in sorted(path.glob(pattern + MANIFEST)):
+            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+            if not hidden and (folder := RunFolder(file.parent)).manifest:
+                yield folder
+
+
+def run_folder() -> Path | None:
+    """The folder of the run that this process belongs to, or None outside a grid."""
+    named = os.environ.get("SAFTNB_RUN_DIR")
+    return Path(named) if named else None
 
 
 def used_checkpoint(folder: Path, fingerprint: str) -> None:
@@ -27,15 +196,14 @@ def used_checkpoint(folder: Path, fingerprint: str) -> None:
     folder, store = Path(folder).resolve(), store_root().resolve()
     name = folder.relative_to(store).as_posix() if folder.is_relative_to(store) else folder.name
     entry = {"name": name, "fingerprint": str(fingerprint)}
-    known = read_json(run / CHECKPOINTS, [])
+    known = read_json(RunFolder(run).checkpoints_file, [])
     if entry not in known:
-        write_json(run / CHECKPOINTS, [*known, entry])
+        write_json(RunFolder(run).checkpoints_file, [*known, entry])
 
 
-def run_folder() -> Path | None:
-    """The folder of the run that this process belongs to, or None outside a grid."""
-    named = os.environ.get("SAFTNB_RUN_DIR")
-    return Path(named) if named else None
+def sha256_of(path: Path) -> str | None:
+    """The SHA-256 of a file's bytes, or None where there is no such file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def read_json(path: Path, default: Any = None) -> Any:
@@ -57,3 +225,15 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(path)) from None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; {} where there is none that can be read: a network's file system may fail once."""
+    try:
+        return _mapping(read_json(path))
+    except (OSError, ValueError):
+        return {}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

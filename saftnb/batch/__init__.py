@@ -12,10 +12,10 @@ __all__ = ["load_grid", "record", "results", "run_grid", "run_one", "tables"]
 
 _HOMES = {
     "load_grid": "saftnb.batch.grid",
-    "results": "saftnb.batch.manifest",
+    "results": "saftnb.batch.frames",
     "run_grid": "saftnb.batch.engine",
     "run_one": "saftnb.batch.run",
-    "tables": "saftnb.batch.manifest",
+    "tables": "saftnb.batch.frames",
 }
 
 

@@ -22,7 +22,7 @@ from ray.exceptions import RayError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from saftnb.batch.grid import Grid, GridError, Run
-from saftnb.batch.manifest import MANIFEST, library_sha256, read_manifest
+from saftnb.batch.manifest import library_sha256
 from saftnb.batch.resources import Machine
 from saftnb.batch.run import Elsewhere, Stopped, run_lock, run_one
 from saftnb.paths import store_root
@@ -62,7 +62,7 @@ class OnRay:
         for run in runs:
             if not any(self._fits(run, node["Resources"]) for node in nodes):
                 raise GridError(f"{run.place}: {run.notebook.name} needs {_words(run)}, which no node has")
-        with _marks({run.folder.parent for run in runs} | {Path(self.environment["SAFTNB_STORE"])}) as marks:
+        with _marks({run.folder.path.parent for run in runs} | {Path(self.environment["SAFTNB_STORE"])}) as marks:
             places = sorted({str(run.notebook.path) for run in runs})
             asked = {node["NodeID"]: _on(node, _problem).remote(marks, places, library_sha256()) for node in nodes}
             for node in nodes:
@@ -247,11 +247,11 @@ def _rest(run: Run, verdict: dict[str, str]) -> dict[str, Any]:
     while time.monotonic() < end:
         try:
             with run_lock(run, Event()):
-                manifest = read_manifest(run.folder) or {"status": None}
+                manifest = run.folder.manifest or {"status": None}
                 if manifest["status"] == "running":
                     manifest = {k: v for k, v in manifest.items() if k not in ("pid", "token")} | verdict
                     manifest["seconds"] = manifest["seconds"] or 0.0
-                    write_json(run.folder / MANIFEST, manifest)
+                    write_json(run.folder.manifest_file, manifest)
                 return manifest if manifest["status"] else {"raised": "stopped"}
         except Elsewhere:  # its notebook is being ended
             time.sleep(0.2)

@@ -5,18 +5,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from pathlib import Path
 from typing import Any, Protocol
 
 from saftnb.batch.display import Display, Lines, Overview, Row
 from saftnb.batch.grid import Grid, GridError, Run
 from saftnb.batch.kept import take
 from saftnb.batch.local import Local
-from saftnb.batch.manifest import LOG, PROGRESS, library_sha256, read_manifest
+from saftnb.batch.manifest import library_sha256
 from saftnb.batch.notebooks import NotebookError, read_notebook
 from saftnb.batch.plan import LATER, Plan, estimate, plan
 from saftnb.batch.run import Elsewhere, Stopped
-from saftnb.run_folder import BAR, CURRENT, read_json, write_json
+from saftnb.run_folder import CURRENT, write_json
 
 PAUSE = 0.5  # seconds between two looks at what runs
 OVER = ("done", "left out")
@@ -77,7 +76,7 @@ def run_grid(
     planned = plan(grid, force, fresh, only, retry_failed)
     try:
         engine.check([run for run in grid.runs if run.id in planned.todo])
-        for folder in {run.folder.parent for run in grid.runs}:
+        for folder in {run.folder.path.parent for run in grid.runs}:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / CURRENT, [run.id for run in grid.runs])
         with display or Lines(say) as shown:
@@ -139,8 +138,7 @@ class _State:
         now, rows = time.monotonic(), []
         for run in self.running.values():
             if run.id in self.began:
-                at = _glance(run.folder / PROGRESS) | {"bar": _glance(run.folder / BAR)}
-                rows.append(Row(run.id, at, now - self.began[run.id], self.plan.seconds[run.id]))
+                rows.append(Row(run.id, run.folder.at, now - self.began[run.id], self.plan.seconds[run.id]))
         ahead = [self.plan.seconds[run.id] for run in self.waiting if run.id in self.plan.todo]
         ahead += [self.plan.seconds[run.id] for run in self.running.values() if run.id not in self.began]
         failed = [(run_id, status) for run_id, status in self.status.items() if status not in OVER]
@@ -233,15 +231,7 @@ class _State:
 
 def _token(run: Run) -> str | None:
     """The mark of the attempt that goes on in the run's folder."""
-    return (read_manifest(run.folder) or {}).get("token")
-
-
-def _glance(file: Path) -> dict[str, Any]:
-    """What a file says at the moment, for the display alone; a network's file system may fail for once."""
-    try:
-        return read_json(file, {})
-    except (OSError, ValueError):
-        return {}
+    return run.folder.manifest.get("token")
 
 
 def _line(run: Run, manifest: dict[str, Any], reason: str | None) -> str:
@@ -253,7 +243,7 @@ def _line(run: Run, manifest: dict[str, Any], reason: str | None) -> str:
     took = f"{manifest['status']:<8} {run.id} after {manifest['seconds']:.1f} s"
     if manifest["status"] == "done":
         return took
-    return f"{took}: {manifest['reason']}; see {os.path.relpath(run.folder / LOG)}"
+    return f"{took}: {manifest['reason']}; see {os.path.relpath(run.folder.log_file)}"
 
 
 def _plural(runs: int) -> str:

@@ -22,9 +22,8 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import default
 
-from saftnb.batch.manifest import NOTEBOOK, OUTCOME, PROGRESS
 from saftnb.batch.streams import coalesced
-from saftnb.run_folder import write_json
+from saftnb.run_folder import RunFolder, write_json
 
 # ipykernel's own launcher, but for a queue that loses nothing: by default ZeroMQ drops what a cell prints faster than
 # it is read, 1,000 pieces on, and with it the word that the cell has ended.
@@ -40,6 +39,8 @@ class App(IPKernelApp):
         super().init_iopub(context)
 App.launch_instance()
 """
+
+HERE = RunFolder(Path())
 
 
 class _ThisPython(KernelSpecManager):
@@ -98,8 +99,8 @@ def execute(parameters: dict[str, Any], cwd: str, sockets: str | None = None) ->
     _Kernel.sockets = sockets or tempfile.mkdtemp(prefix="saftnb-")
     try:
         notebook = papermill.execute_notebook(
-            NOTEBOOK,
-            NOTEBOOK,
+            HERE.notebook_file,
+            HERE.notebook_file,
             parameters=parameters,
             cwd=cwd,
             kernel_name="python3",
@@ -135,7 +136,7 @@ class _Follower:
 
     def __init__(self, injected: bool) -> None:
         self.of, self.heading, self.cell = len(_code_cells()) + injected, "", 0
-        self.file = Path(PROGRESS).absolute()  # papermill works in the notebook's folder
+        self.file = HERE.progress_file.absolute()  # papermill works in the notebook's folder
 
     def __call__(self, cell: Any, cell_index: int) -> None:
         if cell["cell_type"] == "markdown":
@@ -162,7 +163,7 @@ def _last_started() -> int:
 
 
 def _code_cells() -> list[dict[str, Any]]:
-    return [cell for cell in json.loads(Path(NOTEBOOK).read_text(encoding="utf-8"))["cells"] if _is_code(cell)]
+    return [cell for cell in json.loads(HERE.notebook_file.read_text(encoding="utf-8"))["cells"] if _is_code(cell)]
 
 
 def _kill_kernels() -> None:
@@ -194,7 +195,7 @@ def main() -> None:
         outcome = execute(**job)
     finally:
         _kill_kernels()
-    write_json(Path(OUTCOME), outcome)
+    write_json(HERE.outcome_file, outcome)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from saftnb.batch.notebooks import Notebook, NotebookError, find_notebook
 from saftnb.batch.parameters import coerce
 from saftnb.batch.resources import Resources
 from saftnb.batch.source import GridError, GridFile, Place
+from saftnb.run_folder import RunFolder
 
 __all__ = ["Grid", "GridError", "Run", "load_grid"]
 
@@ -74,9 +75,9 @@ class Run:
         return f"{self.id} ({given})" if given else self.id
 
     @property
-    def folder(self) -> Path:
-        """Where the run's files are: ``<root>/<grid>/<id>``."""
-        return self.root / self.grid / self.id
+    def folder(self) -> RunFolder:
+        """Where the run's files are, ``<root>/<grid>/<id>``; each time as they are then."""
+        return RunFolder(self.root / self.grid / self.id)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,10 @@ from threading import Event
 from typing import Any
 
 from saftnb.batch.grid import Grid, GridError, Run
-from saftnb.batch.manifest import LOG, MANIFEST, NOTEBOOK, is_done, read_manifest, reason_to_run, sha256_of
-from saftnb.batch.record import RESULTS
-from saftnb.batch.run import run_lock, set_aside
+from saftnb.batch.manifest import reason_to_run
+from saftnb.batch.run import run_lock
 from saftnb.disk import whole_file
-from saftnb.run_folder import read_json, write_json
+from saftnb.run_folder import read_json, sha256_of, write_json
 
 SCHEMA = 1
 KEPT = (
@@ -71,21 +70,22 @@ def take(run: Run, entry: Entry, source: str, again: bool = True) -> dict[str, A
     """
     with run_lock(run, Event()):
         if not again and reason_to_run(run) is None:
-            return (read_manifest(run.folder) or {}) | {"found": True}
-        set_aside(run)
-        write_json(run.folder / RESULTS, entry["results"])
-        (run.folder / NOTEBOOK).write_text(run.notebook.text, encoding="utf-8")
-        (run.folder / LOG).write_text(f"taken from {source}, not executed here\n", encoding="utf-8")
+            return run.folder.manifest | {"found": True}
+        folder = run.folder
+        folder.set_aside()
+        write_json(folder.results_file, entry["results"])
+        folder.notebook_file.write_text(run.notebook.text, encoding="utf-8")
+        folder.log_file.write_text(f"taken from {source}, not executed here\n", encoding="utf-8")
         manifest = entry["manifest"] | {
             "reason": None,
             "budget": run.budget,
             "checkpoints": [],
             "taken": source,
             "taken_sha256": entry_sha256(entry),
-            "results_sha256": sha256_of(run.folder / RESULTS),
-            "run_sha256": sha256_of(run.folder / NOTEBOOK),
+            "results_sha256": sha256_of(folder.results_file),
+            "run_sha256": sha256_of(folder.notebook_file),
         }
-        write_json(run.folder / MANIFEST, manifest)
+        write_json(folder.manifest_file, manifest)
         return manifest
 
 
@@ -132,11 +132,11 @@ def keep(grid: Grid) -> Kept:
 
 def _entry(run: Run) -> Entry | None:
     """A run that was executed to the end here, with the code that its notebook has now, as an entry of the list."""
-    manifest = read_manifest(run.folder) if is_done(run.folder) else None
-    if manifest is None or "taken" in manifest or "code_sha256" not in manifest:
+    folder = run.folder
+    if not folder.done or folder.taken or "code_sha256" not in folder.manifest:
         return None
-    kept = {name: manifest[name] for name in KEPT if name in manifest}
-    entry = {"id": run.id, "manifest": kept, "results": read_json(run.folder / RESULTS)}
+    kept = {name: folder.manifest[name] for name in KEPT if name in folder.manifest}
+    entry = {"id": run.id, "manifest": kept, "results": folder.results}
     return entry if fits(run, entry) else None
 
 
@@ -145,11 +145,11 @@ def _exhibits(run: Run) -> list[tuple[str, bytes]]:
     import pandas
 
     found = []
-    for name, value in read_json(run.folder / RESULTS).items():
+    for name, value in run.folder.results.items():
         if isinstance(value, dict) and value.get("type") == "table":
             frame = pandas.DataFrame(value["data"], columns=value["columns"])
             found.append((f"{name}.csv", frame.to_csv(index=False, float_format="%.6g").encode()))
-    figures = headline_figures(read_json(run.folder / NOTEBOOK))
+    figures = headline_figures(read_json(run.folder.notebook_file))
     return found + [(f"{run.notebook.name}.png", png) for png in figures]
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from saftnb.batch.grid import Grid, GridError, Run
 from saftnb.batch.kept import entry_sha256, fits, read_kept
-from saftnb.batch.manifest import library_sha256, read_manifest, reason_to_run
-from saftnb.run_folder import read_json
+from saftnb.batch.manifest import library_sha256, reason_to_run
+from saftnb.run_folder import RunFolder
 
 LATER = "a run before it is to be done"
 FAILED = ("failed", "killed", "interrupted", "running")  # statuses that `--retry-failed` takes up again
@@ -61,27 +61,29 @@ def plan(
     matches nothing.
     """
     library = library_sha256()
-    here = {run.id: read_manifest(run.folder) or {} for run in grid.runs}
+    here = {run.id: run.folder for run in grid.runs}
     asked = _asked(grid, only)
     if retry_failed:
         asked &= _failed(grid, here)
     again = frozenset(asked if force else ())
-    reasons = {run.id: reason_to_run(run, library) or ("forced" if run.id in again else None) for run in grid.runs}
+    reasons = {
+        run.id: reason_to_run(run, library, here) or ("forced" if run.id in again else None) for run in grid.runs
+    }
     listed = {} if force or fresh else read_kept(grid)
     kept = {}
     for run in grid.runs:
-        taken, entry = "taken" in here[run.id], listed.get(run.id)
+        taken, entry = here[run.id].taken, listed.get(run.id)
         if taken and fresh:
             reasons[run.id] = reasons[run.id] or "taken before"
             again |= {run.id}
-        if taken and fits(run, entry) and here[run.id].get("taken_sha256") != entry_sha256(entry):
+        if taken and fits(run, entry) and here[run.id].manifest.get("taken_sha256") != entry_sha256(entry):
             reasons[run.id] = reasons[run.id] or "the kept run is another now"
             again |= {run.id}
         if reasons[run.id] and fits(run, entry):
             kept[run.id] = entry
     wanted = _with_before(grid, asked)
     left_out = frozenset(run.id for run in grid.runs if run.id not in wanted)
-    seconds = {run.id: _seconds(run, here[run.id]) for run in grid.runs}
+    seconds = {run.id: here[run.id].seconds or run.budget for run in grid.runs}
     return Plan(_with_later(grid, reasons, left_out), kept, left_out, again, seconds, library)
 
 
@@ -98,11 +100,11 @@ def _asked(grid: Grid, only: Sequence[str]) -> set[str]:
     return found
 
 
-def _failed(grid: Grid, here: dict[str, dict]) -> set[str]:
+def _failed(grid: Grid, here: dict[str, RunFolder]) -> set[str]:
     """What failed and, after it, what has not been run: it was blocked."""
-    failed = {run.id for run in grid.runs if here[run.id].get("status") in FAILED}
+    failed = {run.id for run in grid.runs if here[run.id].manifest.get("status") in FAILED}
     for _ in grid.runs:  # as often as a chain can be long
-        failed |= {run.id for run in grid.runs if not here[run.id] and failed & set(run.after)}
+        failed |= {run.id for run in grid.runs if not here[run.id].manifest and failed & set(run.after)}
     return failed
 
 
@@ -124,12 +126,6 @@ def _with_later(grid: Grid, reasons: dict[str, str | None], left_out: frozenset[
             if reasons[run_id] is None and any(reasons[other] for other in before):
                 reasons[run_id] = LATER
     return reasons
-
-
-def _seconds(run: Run, manifest: dict) -> float | None:
-    if manifest.get("status") != "done":
-        manifest = read_json(run.folder.parent / ".previous" / run.id / "manifest.previous.json", {})
-    return manifest.get("seconds") or run.budget
 
 
 def estimate(grid: Grid, todo: set[str], jobs: int) -> str:

@@ -8,9 +8,7 @@ import math
 import warnings
 from typing import Any
 
-from saftnb.run_folder import read_json, run_folder, write_json
-
-RESULTS = "results.json"
+from saftnb.run_folder import RunFolder, read_json, run_folder, write_json
 
 
 def record(**values: Any) -> None:
@@ -26,7 +24,8 @@ def record(**values: Any) -> None:
     encoded = {name: _encode(value, name) for name, value in values.items()}
     folder = run_folder()
     if folder is not None:
-        write_json(folder / RESULTS, read_json(folder / RESULTS, {}) | encoded)
+        file = RunFolder(folder).results_file
+        write_json(file, read_json(file, {}) | encoded)
 
 
 def _encode(value: Any, where: str) -> Any:

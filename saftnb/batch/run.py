@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,24 +26,9 @@ import psutil
 
 import saftnb
 from saftnb.batch.grid import Run
-from saftnb.batch.manifest import (
-    LOG,
-    MANIFEST,
-    NOTEBOOK,
-    OUTCOME,
-    PROGRESS,
-    SCHEMA,
-    environment,
-    is_done,
-    library_sha256,
-    read_manifest,
-    reason_to_run,
-    results_before,
-    sha256_of,
-)
-from saftnb.batch.record import RESULTS
+from saftnb.batch.manifest import SCHEMA, environment, library_sha256, reason_to_run, results_before
 from saftnb.paths import store_root
-from saftnb.run_folder import BAR, CHECKPOINTS, read_json, write_json
+from saftnb.run_folder import read_json, sha256_of, write_json
 from saftnb.scrub import one_line
 
 THREAD_VARIABLES = (
@@ -82,7 +66,7 @@ def run_one(
     stop = stop or Event()
     with run_lock(run, stop) as lock:
         if not again and reason_to_run(run) is None:
-            return (read_manifest(run.folder) or {}) | {"found": True}
+            return run.folder.manifest | {"found": True}
         manifest = _begin(run, threads)
         clock = time.monotonic()
         outcome = _execute(run, threads, gpus, lock, stop)
@@ -97,9 +81,9 @@ def run_lock(run: Run, stop: Event) -> Iterator[int]:
     The descriptor is handed on to the process that executes the notebook. So when a launcher is killed, the
     lock stays taken until that process has noticed and killed its kernel.
     """
-    locks = run.folder.parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(locks / f"{run.id}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    file = run.folder.lock_file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,22 +96,10 @@ def run_lock(run: Run, stop: Event) -> Iterator[int]:
         os.close(descriptor)  # no LOCK_UN: that would take the lock from an executing process, too
 
 
-def set_aside(run: Run) -> None:
-    """Make the run's folder empty. A run that was executed to the end is moved away, one from a list is dropped."""
-    previous = run.folder.parent / ".previous" / run.id
-    if is_done(run.folder) and "taken" not in (read_manifest(run.folder) or {}):
-        shutil.rmtree(previous, ignore_errors=True)
-        previous.parent.mkdir(exist_ok=True)
-        run.folder.rename(previous)
-        (previous / MANIFEST).rename(previous / "manifest.previous.json")
-    if run.folder.exists():
-        shutil.rmtree(run.folder)
-    run.folder.mkdir(parents=True)
-
-
 def _begin(run: Run, threads: int | None) -> dict[str, Any]:
     """Prepare the folder and write the manifest that a crash leaves behind: ``running``."""
-    set_aside(run)
+    folder = run.folder
+    folder.set_aside()
     manifest = {
         "schema": SCHEMA,
         "grid": run.grid,
@@ -150,20 +122,20 @@ def _begin(run: Run, threads: int | None) -> dict[str, Any]:
         "finished": None,
         "seconds": None,
     }
-    write_json(run.folder / MANIFEST, manifest | {"pid": os.getpid(), "token": secrets.token_hex(8)})
-    (run.folder / NOTEBOOK).write_text(run.notebook.text, encoding="utf-8")
+    write_json(folder.manifest_file, manifest | {"pid": os.getpid(), "token": secrets.token_hex(8)})
+    folder.notebook_file.write_text(run.notebook.text, encoding="utf-8")
     return manifest
 
 
 def _execute(run: Run, threads: int | None, gpus: Sequence[str] | None, lock: int, stop: Event) -> dict[str, Any]:
     """Run the notebook in its process and say how that ended: ``status``, ``reason`` and ``peak_memory``."""
     with (
-        open(run.folder / LOG, "wb") as log,
+        open(run.folder.log_file, "wb") as log,
         tempfile.TemporaryDirectory(prefix="saftnb-", ignore_cleanup_errors=True) as sockets,
     ):
         process = subprocess.Popen(
             [sys.executable, "-m", "saftnb.batch.execute"],
-            cwd=run.folder,
+            cwd=run.folder.path,
             env=_environment(run, threads, gpus),
             stdin=subprocess.PIPE,
             stdout=log,
@@ -184,7 +156,7 @@ def _execute(run: Run, threads: int | None, gpus: Sequence[str] | None, lock: in
 
 def _outcome(run: Run, code: int, over: str, stop: Event) -> dict[str, str]:
     """How the notebook's process ended; what we ended ourselves may still have said that it died."""
-    outcome = read_json(run.folder / OUTCOME)
+    outcome = read_json(run.folder.outcome_file)
     if outcome and (outcome["status"] == "done" or not (over or stop.is_set())):
         return outcome
     if over:
@@ -198,7 +170,7 @@ def _outcome(run: Run, code: int, over: str, stop: Event) -> dict[str, str]:
 
 
 def _where(run: Run) -> str:
-    cell = read_json(run.folder / PROGRESS, {}).get("cell")
+    cell = run.folder.at.get("cell")
     return f" (cell {cell})" if cell else ""
 
 
@@ -270,7 +242,7 @@ def _environment(run: Run, threads: int | None, gpus: Sequence[str] | None) -> d
     path = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
     limits = dict.fromkeys(THREAD_VARIABLES, str(threads)) if threads else {}
     visible = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-    own = {"SAFTNB_RUN_DIR": str(run.folder.resolve()), "SAFTNB_STORE": str(store_root()), "PYTHONPATH": path}
+    own = {"SAFTNB_RUN_DIR": str(run.folder.path.resolve()), "SAFTNB_STORE": str(store_root()), "PYTHONPATH": path}
     inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     return inherited | limits | visible | own
 
@@ -278,24 +250,24 @@ def _environment(run: Run, threads: int | None, gpus: Sequence[str] | None) -> d
 def _finish(run: Run, manifest: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
     """Complete the manifest, as the last thing that is written."""
     folder = run.folder
-    if outcome["status"] == "done" and not (folder / RESULTS).exists():
-        write_json(folder / RESULTS, {})
-    checkpoints = read_json(folder / CHECKPOINTS, [])
-    for name in (OUTCOME, PROGRESS, BAR, CHECKPOINTS):
-        (folder / name).unlink(missing_ok=True)
+    if outcome["status"] == "done" and not folder.results_file.exists():
+        write_json(folder.results_file, {})
+    checkpoints = read_json(folder.checkpoints_file, [])
+    for file in (folder.outcome_file, folder.progress_file, folder.bar_file, folder.checkpoints_file):
+        file.unlink(missing_ok=True)
     reason = outcome.get("reason")
     manifest |= {
         "status": outcome["status"],
-        "reason": one_line(reason, [folder, run.notebook.path.parent]) if reason else None,
+        "reason": one_line(reason, [folder.path, run.notebook.path.parent]) if reason else None,
         "finished": _now(),
         "peak_memory": outcome.get("peak_memory"),
         "checkpoints": sorted(checkpoints, key=lambda entry: entry["name"]),
-        "results_sha256": sha256_of(folder / RESULTS),
-        "run_sha256": sha256_of(folder / NOTEBOOK),
+        "results_sha256": sha256_of(folder.results_file),
+        "run_sha256": sha256_of(folder.notebook_file),
     }
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder.manifest_file, manifest)
     if manifest["status"] == "done":
-        shutil.rmtree(folder.parent / ".previous" / run.id, ignore_errors=True)
+        folder.forget_previous()
     return manifest
 
 

@@ -12,9 +12,10 @@ from urllib.parse import quote
 
 from saftnb.publish.folder import replaced
 from saftnb.publish.page import SWITCH, Page, document, facts_strip, read_page
-from saftnb.publish.runs import RunFolder, provenance, read_runs
+from saftnb.publish.runs import provenance, read_runs
 from saftnb.publish.sanitise import attribute, scroll_open
 from saftnb.publish.tables import duration, is_number, number, table_html, value_text
+from saftnb.run_folder import RunFolder
 from saftnb.scrub import root_above, scrub
 
 QUESTION = "Which fine-tuned models merge well, and why"
@@ -83,9 +84,9 @@ def _entry(run: RunFolder, code: bool) -> Entry:
     if taken:
         return Entry(run, None, f"Taken from {taken} and not executed here, so there is no page.")
     try:
-        return Entry(run, read_page(run.path / "run.ipynb", code=code, changed=bool(run.overrides)))
+        return Entry(run, read_page(run.notebook_file, code=code, changed=bool(run.overrides)))
     except ValueError:
-        problem = "cannot be read" if (run.path / "run.ipynb").exists() else "is missing"
+        problem = "cannot be read" if run.notebook_file.exists() else "is missing"
         return Entry(run, None, f"run.ipynb {problem}, so there is no page.")
 
 

@@ -1,6 +1,5 @@
 """The Ray engine on a real cluster of two nodes on this machine: a node dies, the launcher is stopped or killed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 
 from saftnb.batch import load_grid, run_grid
 from saftnb.batch.grid import GridError
-from saftnb.batch.manifest import find_runs, is_done
+from saftnb.run_folder import find_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 ray = pytest.importorskip("ray")
@@ -63,6 +62,10 @@ def office(desk: Path, write_notebook, two_nodes: Cluster) -> Iterator[Path]:
     (desk / "notebooks" / "go").touch()
 
 
+def manifests(runs: Path) -> list[dict]:
+    return [run.manifest for run in find_runs(runs)]
+
+
 def launch(desk: Path, address: str, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "saftnb", "grid", "grid.yaml", "--engine", "ray", "--address", address, *options]
     with open(desk / "output.txt", "w") as output:
@@ -107,7 +110,7 @@ def test_a_node_that_is_killed_loses_no_run(office: Path, two_nodes: Cluster) ->
     assert len(on_second) == 1, "one run on each node"
     two_nodes.remove_node(second, allow_graceful=False)
     until(lambda: gone(running[on_second[0]]), seconds=60)
-    assert not any(is_done(folder) for folder, _ in find_runs(office / "runs"))
+    assert not any(run.done for run in find_runs(office / "runs"))
     two_nodes.add_node(num_cpus=1)
     (office / "notebooks" / "go").touch()
     lines = ended(launcher, office, 0)
@@ -118,12 +121,11 @@ def test_a_node_that_is_killed_loses_no_run(office: Path, two_nodes: Cluster) ->
     assert [line for line in said if line.endswith(": its node was lost")]
     began = {seed: len((office / "notebooks" / f"began-{seed}").read_text().split()) for seed in (1, 2, 3, 4)}
     assert began == {seed: 2 if seed in on_second else 1 for seed in (1, 2, 3, 4)}
-    folders = dict(find_runs(office / "runs"))
-    assert all(map(is_done, folders))
+    assert all(run.done for run in find_runs(office / "runs"))
     assert not list((office / "runs").rglob(".seen-*"))
     # what came out is what the local engine gives
     run_grid(load_grid("grid.yaml", "elsewhere"), 2, say=lambda _: None)
-    hashes = [{m["seed"]: m["results_sha256"] for _, m in find_runs(office / place)} for place in ("runs", "elsewhere")]
+    hashes = [{m["seed"]: m["results_sha256"] for m in manifests(office / place)} for place in ("runs", "elsewhere")]
     assert hashes[0] == hashes[1]
     assert len(set(hashes[0].values())) == 4
 
@@ -135,8 +137,8 @@ def test_ctrl_c_ends_the_runs_wherever_they_are(office: Path, two_nodes: Cluster
     lines = ended(launcher, office, 130)
     assert "2 interrupted, 2 not started" in lines[-1]
     assert all(map(gone, running.values()))
-    assert {m["status"] for _, m in find_runs(office / "runs")} == {"interrupted"}
-    assert {m["reason"] for _, m in find_runs(office / "runs")} == {"stopped by the user"}
+    assert {m["status"] for m in manifests(office / "runs")} == {"interrupted"}
+    assert {m["reason"] for m in manifests(office / "runs")} == {"stopped by the user"}
 
 
 def test_a_launcher_that_is_killed_leaves_no_kernel_and_no_claim(office: Path, two_nodes: Cluster) -> None:
@@ -145,7 +147,7 @@ def test_a_launcher_that_is_killed_leaves_no_kernel_and_no_claim(office: Path, t
     launcher.kill()
     launcher.wait()
     until(lambda: all(map(gone, running.values())), seconds=60)
-    assert not any(is_done(folder) for folder, _ in find_runs(office / "runs"))
+    assert not any(run.done for run in find_runs(office / "runs"))
 
 
 def test_resources_are_rays_business_and_a_run_sees_what_it_asked_for(
@@ -164,7 +166,7 @@ def test_resources_are_rays_business_and_a_run_sees_what_it_asked_for(
         allowed = len(os.sched_getaffinity(0))
         told = f"Ray counts 3 cores and its processes may use {allowed} (under Slurm give srun --cpus-per-task)"
         assert (told in lines[0]) == (allowed < 3)
-        seen = {m["seed"]: json.loads((f / "results.json").read_text()) for f, m in find_runs(desk / "runs")}
+        seen = {run.manifest["seed"]: run.results for run in find_runs(desk / "runs")}
         assert seen[0]["gpus"] in ("0", "1"), "one GPU where the grid does not say and there are some"
         assert (seen[1]["gpus"], seen[1]["threads"]) == ("0,1", "3")
         assert (seen[2]["gpus"], seen[2]["threads"]) == ("", "1")

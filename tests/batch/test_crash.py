@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from saftnb import paths
-from saftnb.batch.manifest import find_runs, is_done
+from saftnb.run_folder import find_runs
 from tests.tools.waiting import gone, until
 
 SLOW = """
@@ -73,7 +73,7 @@ class Office:
         return [psutil.Process(int(pid)) for pid in pids]
 
     def manifests(self, runs: str = "runs") -> dict[int, dict]:
-        return {manifest["seed"]: manifest for _, manifest in find_runs(self.desk / runs)}
+        return {run.manifest["seed"]: run.manifest for run in find_runs(self.desk / runs)}
 
 
 def is_lock(descriptor: Path) -> bool:
@@ -125,7 +125,7 @@ def test_stopped_killed_and_taken_up_again(office: Office) -> None:
     left = office.manifests()[1]
     assert left["status"] == "running"
     assert {"pid", "token"} <= left.keys()
-    assert not any(is_done(folder) for folder, _ in find_runs(office.desk / "runs"))
+    assert not any(run.done for run in find_runs(office.desk / "runs"))
 
     # two launchers at once: each run is executed once
     (office.books / "count").unlink()
@@ -137,7 +137,7 @@ def test_stopped_killed_and_taken_up_again(office: Office) -> None:
     assert any("cut off before" in line for line in first.ends_with(0))
     second.ends_with(0)
     assert (office.books / "count").read_text() == "xx"
-    assert all(is_done(folder) for folder, _ in find_runs(office.desk / "runs"))
+    assert all(run.done for run in find_runs(office.desk / "runs"))
     assert not {"pid", "token"} & office.manifests()[1].keys()
 
     # what came out is what an undisturbed grid gives
@@ -198,7 +198,7 @@ def test_the_machine_goes_off(office: Office) -> None:
     left = office.manifests()
     assert [left[seed] for seed in (1, 2)] == [done[1], done[2]]
     assert left[3]["status"] == "running"
-    assert len([folder for folder, _ in find_runs(office.desk / "runs") if is_done(folder)]) == 2
+    assert sum(run.done for run in find_runs(office.desk / "runs")) == 2
     (office.books / "go").touch()
     lines = office.launch().ends_with(0)
     assert [line.split()[0] for line in lines[1:-1]] == ["skip", "skip", "start", "done"]
@@ -254,11 +254,11 @@ def test_a_notebook_is_edited_while_the_grid_runs(office: Office, write_notebook
     lines = launcher.ends_with(0)
     assert "changed  slow: its notebook was edited meanwhile; run the grid again" in lines
     assert "changed  the library was edited meanwhile; run the grid again for the runs from before" in lines
-    values = [json.loads((folder / "results.json").read_text()) for folder, _ in find_runs(office.desk / "runs")]
+    values = [run.results for run in find_runs(office.desk / "runs")]
     assert [sorted(value) for value in values] == [["value"], ["value"]]
     lines = office.launch().ends_with(0)
     assert next(line for line in lines if line.startswith("start")).endswith("notebook changed")
-    values = [json.loads((folder / "results.json").read_text()) for folder, _ in find_runs(office.desk / "runs")]
+    values = [run.results for run in find_runs(office.desk / "runs")]
     assert [sorted(value) for value in values] == [["edited", "value"], ["edited", "value"]]
 
 
@@ -277,4 +277,4 @@ def test_two_launchers_share_a_grid(office: Office) -> None:
     assert (office.books / "count").read_text() == "xxx"
     assert any(line.startswith("wait") for line in outputs[1])
     assert any("done meanwhile by another launcher" in line for lines in outputs for line in lines)
-    assert all(is_done(folder) for folder, _ in find_runs(office.desk / "runs"))
+    assert all(run.done for run in find_runs(office.desk / "runs"))

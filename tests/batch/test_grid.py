@@ -68,7 +68,7 @@ runs:
     assert "seed" not in merge[0].parameters
     assert merge[0].after == tuple(run.id for run in train)
     assert (merge[0].budget, train[0].budget, train[0].after) == (120.0, None, ())
-    assert train[0].folder == desk / "runs" / "demo" / train[0].id
+    assert train[0].folder.path == desk / "runs" / "demo" / train[0].id
     assert len({run.id for run in grid.runs}) == 6
 
 

@@ -12,10 +12,10 @@ from saftnb import cli
 from saftnb.batch import load_grid, run_grid, tables
 from saftnb.batch.grid import GridError
 from saftnb.batch.kept import keep, read_kept, take
-from saftnb.batch.manifest import find_runs, read_manifest, reason_to_run, sha256_of
+from saftnb.batch.manifest import reason_to_run
 from saftnb.batch.plan import plan
-from saftnb.batch.run import Elsewhere, run_lock, set_aside
-from saftnb.run_folder import read_json, write_json
+from saftnb.batch.run import Elsewhere, run_lock
+from saftnb.run_folder import RunFolder, find_runs, read_json, sha256_of, write_json
 
 SEED = """
 import pandas as pd
@@ -99,7 +99,7 @@ def test_a_fresh_clone_takes_what_is_kept_and_reproduces_the_tables(desk: Path) 
     assert sum(line.startswith("take ") and line.endswith("done before, in runs.json") for line in said) == 2
     assert sum(line.startswith("start ") for line in said) == 1
     for run_id in ids("one"):
-        manifest = read_manifest(Path("runs/g") / run_id)
+        manifest = RunFolder(Path("runs/g") / run_id).manifest
         assert manifest["taken"] == "runs.json"
         assert manifest["checkpoints"] == []
     assert plan(load_grid("g.yaml")).todo == set()
@@ -131,7 +131,7 @@ def test_runs_of_this_machine_come_before_kept_ones_and_fresh_ignores_those(desk
     keep(grid)
     assert plan(grid).kept == {}  # all are done here
     first = ids("one")[0]
-    shutil.rmtree(grid.runs[0].folder)
+    shutil.rmtree(grid.runs[0].folder.path)
     assert set(plan(grid).kept) == {first}
     assert plan(grid, fresh=True).todo == {first, grid.runs[2].id}
     assert plan(grid, force=True).kept == {}
@@ -144,11 +144,11 @@ def test_a_part_of_the_runs_never_replaces_more_of_them(desk: Path) -> None:
     grid = load_grid("g.yaml")
     keep(grid)
     whole = (desk / "kept" / "runs.json").read_text()
-    shutil.rmtree(grid.runs[0].folder)
+    shutil.rmtree(grid.runs[0].folder.path)
     keep(grid)
     assert (desk / "kept" / "runs.json").read_text() == whole
-    manifest = read_json(grid.runs[1].folder / "manifest.json")
-    write_json(grid.runs[1].folder / "manifest.json", manifest | {"seconds": 1234.5})
+    manifest = read_json(grid.runs[1].folder.path / "manifest.json")
+    write_json(grid.runs[1].folder.path / "manifest.json", manifest | {"seconds": 1234.5})
     keep(grid)
     assert json.loads((desk / "kept" / "runs.json").read_text())["runs"][1]["manifest"]["seconds"] == 1234.5
     Path("g.yaml").write_text(GRID.replace("[0, 1]", "[1]"))
@@ -161,14 +161,14 @@ def test_a_run_that_was_executed_here_is_set_aside_not_lost(desk: Path, monkeypa
     grid = load_grid("g.yaml")
     keep(grid)
     run = grid.runs[0]
-    executed = (run.folder / "run.ipynb").read_bytes()
+    executed = (run.folder.path / "run.ipynb").read_bytes()
     for module in ("plan", "manifest"):
         monkeypatch.setattr(f"saftnb.batch.{module}.library_sha256", lambda: "another")
     run_grid(grid, 2, say=silent)
-    assert read_manifest(run.folder)["taken"] == "runs.json"
-    aside = run.folder.parent / ".previous" / run.id
+    assert run.folder.manifest["taken"] == "runs.json"
+    aside = run.folder.path.parent / ".previous" / run.id
     assert (aside / "run.ipynb").read_bytes() == executed
-    set_aside(run)  # what was only taken may go; what was executed stays aside
+    run.folder.set_aside()  # what was only taken may go; what was executed stays aside
     assert (aside / "run.ipynb").read_bytes() == executed
 
 
@@ -207,11 +207,11 @@ def test_a_run_after_others_is_done_again_when_their_results_change(desk: Path) 
     Path("g.yaml").write_text(GRID.replace("[0, 1]", "[0, 1, 2]"))
     more = plan(load_grid("g.yaml"))
     assert more.todo == {run.id for run in load_grid("g.yaml").runs[2:]}
-    results = read_json(grid.runs[0].folder / "results.json")
-    write_json(grid.runs[0].folder / "results.json", results | {"double": 7})
-    manifest = read_manifest(grid.runs[0].folder)
-    changed = {"results_sha256": sha256_of(grid.runs[0].folder / "results.json")}
-    write_json(grid.runs[0].folder / "manifest.json", manifest | changed)
+    results = read_json(grid.runs[0].folder.path / "results.json")
+    write_json(grid.runs[0].folder.path / "results.json", results | {"double": 7})
+    manifest = grid.runs[0].folder.manifest
+    changed = {"results_sha256": sha256_of(grid.runs[0].folder.path / "results.json")}
+    write_json(grid.runs[0].folder.path / "manifest.json", manifest | changed)
     assert reason_to_run(grid.runs[2]) == "a run before it has other results"
     assert keep(grid).files == [grid.kept]
 
@@ -220,10 +220,10 @@ def test_a_run_that_another_launcher_has_is_not_taken(desk: Path) -> None:
     grid = load_grid("g.yaml")
     keep(grid)
     entry, run = read_kept(grid)[grid.runs[0].id], grid.runs[0]
-    set_aside(run)
+    run.folder.set_aside()
     with run_lock(run, Event()), pytest.raises(Elsewhere):
         take(run, entry, "runs.json")
-    assert not (run.folder / "manifest.json").exists()
+    assert not (run.folder.path / "manifest.json").exists()
     assert take(run, entry, "runs.json")["taken"] == "runs.json"
     assert "found" in take(run, entry, "runs.json", again=False)
 

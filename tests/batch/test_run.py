@@ -22,7 +22,8 @@ from saftnb.batch import manifest as manifests
 from saftnb.batch import plan as plans
 from saftnb.batch import run as runs
 from saftnb.batch.grid import GridError
-from saftnb.batch.manifest import find_runs, is_done, reason_to_run
+from saftnb.batch.manifest import reason_to_run
+from saftnb.run_folder import RunFolder, find_runs
 from saftnb.scrub import one_line
 
 TRAIN = [
@@ -134,12 +135,12 @@ def copy(office, desk: Path):
 
 def manifest_of(office, notebook: str, task: str = "x") -> tuple[Path, dict]:
     found = [
-        (folder, manifest)
-        for folder, manifest in find_runs(office[0] / "runs")
-        if manifest["notebook"] == notebook and manifest["parameters"].get("task", task) == task
+        run
+        for run in find_runs(office[0] / "runs")
+        if run.notebook == notebook and run.parameters.get("task", task) == task
     ]
     assert len(found) == 1
-    return found[0]
+    return found[0].path, found[0].manifest
 
 
 def test_done(office) -> None:
@@ -164,7 +165,7 @@ def test_done(office) -> None:
     assert manifest["started"] <= manifest["finished"]
     assert manifest["started"].endswith("+00:00")
     assert manifest["library_sha256"] == "library"
-    assert is_done(folder)
+    assert RunFolder(folder).done
 
 
 def test_the_kernel_is_this_python_in_the_notebooks_folder_with_its_share_of_threads(office) -> None:
@@ -192,7 +193,7 @@ def test_failed_killed_and_left_early(office) -> None:
     for notebook, (status, reason) in expected.items():
         folder, manifest = manifest_of(office, notebook)
         assert (manifest["status"], manifest["reason"]) == (status, reason)
-        assert not is_done(folder)
+        assert not RunFolder(folder).done
         assert office[1][folder.name] == status
     assert manifest_of(office, "raises")[1]["budget"] == 60
     _, hungry = manifest_of(office, "hungry")
@@ -228,10 +229,10 @@ def test_what_waits_for_a_failure_is_blocked_and_leaves_nothing(office) -> None:
 def test_manifests_name_no_place_and_no_one(office) -> None:
     secrets = [str(office[0]), str(Path.home()), str(Path.cwd()), sys.prefix, "/home/", TOKEN]
     secrets += [name for name in (platform.node(), getpass.getuser()) if len(name) > 2]
-    for folder, _ in find_runs(office[0] / "runs"):
-        text = (folder / "manifest.json").read_text()
+    for run in find_runs(office[0] / "runs"):
+        text = run.manifest_file.read_text()
         assert [secret for secret in secrets if secret in text] == []
-        metadata = nbformat.read(folder / "run.ipynb", as_version=4).metadata
+        metadata = nbformat.read(run.notebook_file, as_version=4).metadata
         assert str(office[0]) not in json.dumps(metadata)
 
 
@@ -270,7 +271,7 @@ def test_results_are_one_tidy_row_per_run(office) -> None:
 def test_results_keep_a_name_that_is_also_a_parameter_apart(copy, desk: Path, monkeypatch) -> None:
     finish_with(monkeypatch, "done", {"lr": 5, "seed": 3})
     runs.run_one(copy.runs[0])
-    row = results(copy.runs[0].folder).iloc[0]
+    row = results(copy.runs[0].folder.path).iloc[0]
     assert (row["lr"], row["results.lr"], row["results.seed"]) == (0.001, 5, 3)
 
 
@@ -282,7 +283,7 @@ def test_an_unchanged_grid_does_only_what_is_missing(copy) -> None:
 
 def test_retry_failed_takes_up_what_failed_and_what_waited_for_it(copy) -> None:
     ids = {run.id: run.notebook.name for run in copy.runs}
-    shutil.rmtree(copy.runs[1].folder)  # new, and so not its business
+    shutil.rmtree(copy.runs[1].folder.path)  # new, and so not its business
     planned = plans.plan(copy, retry_failed=True)
     assert {ids[run_id] for run_id in planned.todo} == {
         "raises", "dies", "leaves", "orphan", "shot", "hungry", "late", "silent",
@@ -330,25 +331,25 @@ def test_why_a_done_run_is_run_again(copy, desk: Path, write_notebook, monkeypat
         ("results.json", "results.json was altered or is gone"),
         ("run.ipynb", "run.ipynb was altered or is gone"),
     ]:
-        before = (run.folder / name).read_bytes()
-        (run.folder / name).write_bytes(before + b" ")
-        assert (reason_to_run(run), is_done(run.folder)) == (reason, False)
-        (run.folder / name).unlink()
-        assert (reason_to_run(run), is_done(run.folder)) == (reason, False)
-        (run.folder / name).write_bytes(before)
+        before = (run.folder.path / name).read_bytes()
+        (run.folder.path / name).write_bytes(before + b" ")
+        assert (reason_to_run(run), run.folder.done) == (reason, False)
+        (run.folder.path / name).unlink()
+        assert (reason_to_run(run), run.folder.done) == (reason, False)
+        (run.folder.path / name).write_bytes(before)
     assert reason_to_run(run) is None
-    manifest = (run.folder / "manifest.json").read_text()
+    manifest = (run.folder.path / "manifest.json").read_text()
     for changes, reason in [
         ({"status": "running"}, "cut off before"),
         ({"schema": 0}, "its manifest is another run's"),
         ({"parameters": {}}, "its manifest is another run's"),
     ]:
-        alter_manifest(run.folder, **changes)
+        alter_manifest(run.folder.path, **changes)
         assert reason_to_run(run) == reason
-        (run.folder / "manifest.json").write_text(manifest)
-    (run.folder / "manifest.json").write_text(manifest[:100])
-    assert (reason_to_run(run), is_done(run.folder)) == ("its manifest cannot be read", False)
-    (run.folder / "manifest.json").write_text(manifest)
+        (run.folder.path / "manifest.json").write_text(manifest)
+    (run.folder.path / "manifest.json").write_text(manifest[:100])
+    assert (reason_to_run(run), run.folder.done) == ("its manifest cannot be read", False)
+    (run.folder.path / "manifest.json").write_text(manifest)
     shutil.rmtree(desk / "store" / "x")
     assert reason_to_run(run) == "checkpoint x is gone"
     assert reason_to_run(copy.runs[1]) is None
@@ -360,7 +361,7 @@ def test_why_a_done_run_is_run_again(copy, desk: Path, write_notebook, monkeypat
 
 def test_executing_a_notebook_in_place_is_no_change(copy, desk: Path) -> None:
     run = copy.runs[0]
-    shutil.copy(run.folder / "run.ipynb", run.notebook.path)  # outputs, counts and an injected cell
+    shutil.copy(run.folder.path / "run.ipynb", run.notebook.path)  # outputs, counts and an injected cell
     assert reason_to_run(load_grid("grid.yaml").runs[0]) is None
 
 
@@ -394,8 +395,8 @@ def finish_with(monkeypatch, status: str, recorded: dict) -> None:
     """Let run_one pretend that the notebook ended so."""
 
     def pretend(run, *_):  # no process
-        assert json.loads((run.folder / "manifest.json").read_text())["status"] == "running"
-        (run.folder / "results.json").write_text(json.dumps(recorded))
+        assert json.loads((run.folder.path / "manifest.json").read_text())["status"] == "running"
+        (run.folder.path / "results.json").write_text(json.dumps(recorded))
         return {"status": status, "reason": "boom"} if status != "done" else {"status": status}
 
     monkeypatch.setattr(runs, "_execute", pretend)
@@ -403,25 +404,25 @@ def finish_with(monkeypatch, status: str, recorded: dict) -> None:
 
 def test_what_was_complete_survives_a_rerun_that_is_not(copy, desk: Path, monkeypatch) -> None:
     run = copy.runs[0]
-    complete = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    complete = {path.name: path.read_bytes() for path in run.folder.path.iterdir()}
     complete["manifest.previous.json"] = complete.pop("manifest.json")
-    previous = run.folder.parent / ".previous" / run.id
+    previous = run.folder.path.parent / ".previous" / run.id
     for status in ("failed", "interrupted", "killed"):  # the second and third find the first's folder
         finish_with(monkeypatch, status, {"half": 1})
         assert runs.run_one(run)["status"] == status
-        assert json.loads((run.folder / "manifest.json").read_text())["status"] == status
+        assert json.loads((run.folder.path / "manifest.json").read_text())["status"] == status
         assert {path.name: path.read_bytes() for path in previous.iterdir()} == complete
         whole = results(desk / "runs").query("status == 'done'")
         assert whole["task"].tolist() == ["y"]
     finish_with(monkeypatch, "done", {"whole": 1})
     assert runs.run_one(run)["status"] == "done"
     assert not previous.exists()
-    assert json.loads((run.folder / "results.json").read_text()) == {"whole": 1}
+    assert json.loads((run.folder.path / "results.json").read_text()) == {"whole": 1}
 
 
 def test_a_rerun_repairs_what_was_altered_and_retrains_only_what_is_gone(copy, desk: Path) -> None:
     first, second = copy.runs[:2]
-    before = [json.loads((run.folder / "manifest.json").read_text()) for run in (first, second)]
+    before = [json.loads((run.folder.path / "manifest.json").read_text()) for run in (first, second)]
     shutil.rmtree(desk / "store" / "y")
     (desk / "grid.yaml").write_text(GRID.split("  - {notebook: raises")[0])
     lines: list[str] = []
@@ -430,7 +431,7 @@ def test_a_rerun_repairs_what_was_altered_and_retrains_only_what_is_gone(copy, d
     assert [line.split()[0] for line in lines[1:-1]] == ["skip", "start", "done"]
     assert lines[2].endswith("checkpoint y is gone")
     assert (desk / "store" / "y" / "manifest.json").exists()
-    after = [json.loads((run.folder / "manifest.json").read_text()) for run in (first, second)]
+    after = [json.loads((run.folder.path / "manifest.json").read_text()) for run in (first, second)]
     assert after[0] == before[0]
     assert after[1]["run_sha256"] != before[1]["run_sha256"]
     assert after[1]["results_sha256"] == before[1]["results_sha256"]

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saftnb.batch import load_grid, run_grid
-from saftnb.batch.manifest import find_runs
 from saftnb.batch.streams import coalesced, settled
+from saftnb.run_folder import find_runs
 
 PIECES = """
 import sys
@@ -43,9 +43,9 @@ def test_a_long_line_does_not_hold_its_run(desk: Path, write_notebook) -> None:
     write_notebook(desk / "long.ipynb", PIECES, 'print("y" * 30_000_000)')
     (desk / "grid.yaml").write_text("runs: [{notebook: long.ipynb, resources: {time_limit: 120}}]")
     run_grid(load_grid("grid.yaml", "runs"), say=lambda _: None)
-    ((folder, manifest),) = find_runs(desk / "runs")
-    assert manifest["status"] == "done", manifest
-    pieces, line = nbformat.read(folder / "run.ipynb", as_version=4).cells[-2:]
+    (run,) = find_runs(desk / "runs")
+    assert run.done, run.manifest
+    pieces, line = nbformat.read(run.notebook_file, as_version=4).cells[-2:]
     printed, said = (one["text"] for one in pieces.outputs)
     assert (len(printed), set(printed), said) == (600_000, {"x"}, "done\n")  # long texts that differ: an hour of diff
     assert len(line.outputs[0]["text"]) == 30_000_001

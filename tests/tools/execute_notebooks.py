@@ -51,7 +51,7 @@ def main(names: list[str]) -> None:
         if manifest["status"] != "done":
             sys.exit(f"{path.name}: {manifest['reason']}")
         folder = Run("notebooks", notebook, parameters, {}, root=NOTEBOOKS.parent / "runs").folder
-        executed = cleaned(nbformat.read(folder / "run.ipynb", as_version=4))
+        executed = cleaned(nbformat.read(folder.notebook_file, as_version=4))
         nbformat.write(executed, path)
         for png in headline_figures(executed):
             (GALLERY / f"{path.stem}.png").write_bytes(png)
