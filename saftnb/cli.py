@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,39 +121,36 @@ def _parser() -> argparse.ArgumentParser:
 
 def _grid(options: argparse.Namespace) -> int:
     from saftnb.batch.display import fitting_display
-    from saftnb.batch.engine import OVER, open_engine, run_grid
+    from saftnb.batch.engine import OVER, run_grid
     from saftnb.batch.grid import GridError, load_grid
-    from saftnb.batch.plan import estimate, measured_hours, plan
+    from saftnb.batch.plan import measured_hours, plan
 
     with _refusing(ValueError, FileNotFoundError):
         if options.jobs is not None and options.jobs < 1:
             raise ValueError(f"--jobs is {options.jobs}, not a whole number of at least 1")
         grid = load_grid(options.file, options.runs)
-        kind = options.engine or grid.engine
-        if options.address and kind != "ray":
+        grid = replace(grid, engine=options.engine or grid.engine)
+        if options.address and grid.engine != "ray":
             raise ValueError("--address is for --engine ray")
-        planned = plan(grid, options.force, options.fresh, options.only, options.retry_failed)
-    if options.dry_run:
-        print(*planned.lines(grid), sep="\n")
-        about = estimate(grid, planned.todo, options.jobs or grid.jobs or 1) or measured_hours(grid, planned.todo)
-        print(f"{len(planned.todo)} to do{about}")
-        return 0
-    display, live = fitting_display(), None
+        if options.dry_run:
+            planned = plan(grid, options.force, options.fresh, options.only, options.retry_failed)
+            print(*planned.lines(), sep="\n")
+            about = planned.estimate(options.jobs or grid.jobs or 1) or measured_hours(grid, planned.todo)
+            print(f"{len(planned.todo)} to do{about}")
+            return 0
+    display, live, index = fitting_display(), None, None
     if options.report:
         from saftnb.publish import LiveReport
 
         with _refusing(ValueError):
-            live = LiveReport(grid.runs[0].folder.path.parent, options.report, display.say)
-    index = None
+            live = LiveReport(grid.folder, options.report, display.say)
     with _stopped_politely(), _refusing(GridError, OSError):
-        try:
-            engine = open_engine(kind, options.jobs or grid.jobs, options.address)
-            statuses = run_grid(
-                grid, options.jobs, options.force, fresh=options.fresh, only=options.only,
-                retry_failed=options.retry_failed, engine=engine, display=display, after_each=live,
-            ).values()  # fmt: skip
-        finally:
-            index = live.close() if live and grid.runs[0].folder.path.parent.is_dir() else None
+        statuses = run_grid(
+            grid, options.jobs, options.force, fresh=options.fresh, only=options.only,
+            retry_failed=options.retry_failed, address=options.address, display=display, after_each=live,
+        ).values()  # fmt: skip
+        if live:
+            index = live.close()
     if index:
         print(f"open {index}")
     if "interrupted" in statuses or "not started" in statuses:

@@ -17,7 +17,8 @@ from typing import Any
 from saftnb.disk import whole_file
 from saftnb.paths import store_root
 
-MANIFEST = "manifest.json"
+MANIFEST, RESULTS, NOTEBOOK = "manifest.json", "results.json", "run.ipynb"
+HASHES = {RESULTS: "results_sha256", NOTEBOOK: "run_sha256"}  # which key of the manifest has a file's hash
 BAR = ".bar.json"  # in a run's folder: the progress bar that moves
 CURRENT = ".current.json"  # in a grid's folder: the ids of the runs that the grid file names now
 STATUSES = frozenset(["done", "failed", "killed", "interrupted", "running"])
@@ -37,8 +38,8 @@ class RunFolder:
 
     path: Path
 
-    manifest_file, results_file = _file(MANIFEST), _file("results.json")
-    notebook_file, log_file = _file("run.ipynb"), _file("log.txt")
+    manifest_file, results_file = _file(MANIFEST), _file(RESULTS)
+    notebook_file, log_file = _file(NOTEBOOK), _file("log.txt")
     # while the run goes on
     outcome_file, progress_file = _file(".outcome.json"), _file(".progress.json")
     bar_file, checkpoints_file = _file(BAR), _file(".checkpoints.json")
@@ -57,10 +58,8 @@ class RunFolder:
     @cached_property
     def altered(self) -> str | None:
         """The name of the first file that is gone or not the one whose hash the manifest names."""
-        for file, key in ((self.results_file, "results_sha256"), (self.notebook_file, "run_sha256")):
-            if self.manifest.get(key) not in (None, sha256_of(file)):
-                return file.name
-        return None
+        named = ((name, self.manifest.get(key)) for name, key in HASHES.items())
+        return next((name for name, said in named if said not in (None, sha256_of(self.path / name))), None)
 
     @property
     def done(self) -> bool:
@@ -161,6 +160,12 @@ class RunFolder:
         if self.path.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
+
+    def seal(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Write the manifest, with the hashes of the files that the run has ended with, as the last of them."""
+        hashes = {key: sha256_of(self.path / name) for name, key in HASHES.items()}
+        write_json(self.manifest_file, manifest | hashes)
+        return manifest | hashes
 
     def forget_previous(self) -> None:
         """Remove what was set aside."""

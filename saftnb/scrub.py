@@ -48,7 +48,8 @@ def _user() -> str:
 
 def _secrets() -> list[str]:
     """The values of this process's environment that are nobody's business."""
-    return [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8]
+    found = {value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8}
+    return sorted(found, key=len, reverse=True)  # one may begin like another
 
 
 def scrub(text: str, roots: Iterable[Path] = ()) -> str:

@@ -22,8 +22,8 @@ from ray.exceptions import RayError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from saftnb.batch.grid import Grid, GridError, Run
+from saftnb.batch.local import Machine
 from saftnb.batch.manifest import library_sha256
-from saftnb.batch.resources import Machine
 from saftnb.batch.run import Elsewhere, Stopped, run_lock, run_one
 from saftnb.paths import store_root
 from saftnb.run_folder import write_json
@@ -106,10 +106,6 @@ class OnRay:
         answer: Future[dict[str, Any]] = Future()
         task.future().add_done_callback(lambda done: self.pool.submit(_settle, answer, run, done))
         return answer
-
-    def submit(self, work: Any, *arguments: Any) -> Future[dict[str, Any]]:
-        """Have something small done here."""
-        return self.pool.submit(work, *arguments)
 
     def release(self, run: Run) -> None:
         """The run has ended."""
@@ -208,12 +204,8 @@ def _run(run: Run, cpus: int, with_gpus: bool, again: bool, environment: dict[st
                 stop.set()
         try:
             return running.result()
-        except Elsewhere:
-            return {"raised": "elsewhere"}
-        except Stopped:
-            return {"raised": "stopped"}
-        except OSError as error:
-            return {"raised": "disk", "error": str(error)}
+        except (Elsewhere, Stopped, OSError) as error:
+            return {"raised": type(error).__name__, "error": str(error)}
 
 
 def _settle(answer: Future[dict[str, Any]], run: Run, task: Future[Any]) -> None:
@@ -231,13 +223,8 @@ def _manifest(run: Run, task: Future[Any]) -> dict[str, Any]:
         found = _rest(run, {"status": "interrupted", "reason": "stopped by the user"})
     except RayError as error:
         found = _rest(run, {"status": "killed", "reason": f"lost with its node or worker ({type(error).__name__})"})
-    raised = found.get("raised")
-    if raised == "elsewhere":
-        raise Elsewhere(run.id)
-    if raised == "stopped":
-        raise Stopped
-    if raised:
-        raise OSError(found["error"])
+    if "raised" in found:
+        raise {"Elsewhere": Elsewhere, "Stopped": Stopped}.get(found["raised"], OSError)(found["error"])
     return found
 
 
@@ -252,7 +239,7 @@ def _rest(run: Run, verdict: dict[str, str]) -> dict[str, Any]:
                     manifest = {k: v for k, v in manifest.items() if k not in ("pid", "token")} | verdict
                     manifest["seconds"] = manifest["seconds"] or 0.0
                     write_json(run.folder.manifest_file, manifest)
-                return manifest if manifest["status"] else {"raised": "stopped"}
+                return manifest if manifest["status"] else {"raised": "Stopped", "error": ""}
         except Elsewhere:  # its notebook is being ended
             time.sleep(0.2)
     return verdict | {"seconds": 0.0}

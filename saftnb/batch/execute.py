@@ -14,15 +14,16 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from nbformat import NotebookNode
 from traitlets import default
 
-from saftnb.batch.streams import coalesced
 from saftnb.run_folder import RunFolder, write_json
 
 # ipykernel's own launcher, but for a queue that loses nothing: by default ZeroMQ drops what a cell prints faster than
@@ -129,6 +130,32 @@ def execute(parameters: dict[str, Any], cwd: str, sockets: str | None = None) ->
 
 def _settle(cell: Any, cell_index: int, execute_reply: Any) -> None:
     cell.outputs = coalesced(cell.outputs)
+
+
+def coalesced(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
+    """A cell's outputs with all text of a stream in the place of its first piece, stdout before stderr where they meet,
+    and progress bars as their last state. nbclient's `coalesce_streams` takes time quadratic in a line's length."""
+    pieces: dict[str, list[str]] = {}
+    kept: list[NotebookNode] = []
+    for output in outputs:
+        if output["output_type"] != "stream":
+            kept.append(output)
+            continue
+        if output["name"] not in pieces:
+            kept.append(output)
+        pieces.setdefault(output["name"], []).append(output["text"])
+    for output in kept:
+        if output["output_type"] == "stream":
+            output["text"] = settled("".join(pieces[output["name"]]))
+    for i in range(len(kept) - 1):
+        if [one.get("name") for one in kept[i : i + 2]] == ["stderr", "stdout"]:
+            kept[i : i + 2] = kept[i + 1], kept[i]
+    return kept
+
+
+def settled(text: str) -> str:
+    """What a terminal shows in the end: of each line what follows its last carriage return."""
+    return "\n".join(line[line.rfind("\r", 0, max(0, len(line) - 1)) + 1 :] for line in text.split("\n"))
 
 
 class _Follower:

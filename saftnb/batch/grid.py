@@ -34,7 +34,6 @@ from typing import Any
 
 from saftnb.batch.notebooks import Notebook, NotebookError, find_notebook
 from saftnb.batch.parameters import coerce
-from saftnb.batch.resources import Resources
 from saftnb.batch.source import GridError, GridFile, Place
 from saftnb.run_folder import RunFolder
 
@@ -44,6 +43,27 @@ ENGINES = ("local", "ray")
 GRID_KEYS = ("name", "engine", "defaults", "jobs", "resources", "kept", "runs")
 ENTRY_KEYS = ("notebook", "parameters", "sweep", "zip", "after", "budget", "resources", "gradients", "merges")
 RESOURCE_KEYS = ("cpus", "gpus", "memory", "time_limit")
+_UNITS = {"memory": "GiB", "time_limit": "seconds", "budget": "seconds", "gradients": "gradients", "merges": "merges"}
+_COUNT = (lambda n: type(n) is int and n >= 1, "a whole number of at least 1")
+_SHARE = (lambda n: 0 <= n < 1 or (1 <= n < math.inf and n % 1 == 0), "a whole number or a share below 1")
+# what is accepted where a number is wanted, and that in words
+NUMBERS = {key: (lambda n: 0 < n < math.inf, f"a number of {unit}") for key, unit in _UNITS.items()}
+NUMBERS |= {"jobs": _COUNT, "cpus": _COUNT, "gpus": _SHARE}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run asks for; None where it does not say.
+
+    ``cpus``: cores, to which its numerical libraries are limited. ``gpus``: whole ones, or a share of one below 1.
+    ``memory``: GiB of its processes' resident memory together. ``time_limit``: seconds. A run that takes more
+    memory or time is killed.
+    """
+
+    cpus: int | None = None
+    gpus: float | None = None
+    memory: float | None = None
+    time_limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +110,11 @@ class Grid:
     engine: str = "local"
     kept: Path | None = None
 
+    @property
+    def folder(self) -> Path:
+        """Where the folders of its runs are."""
+        return self.runs[0].folder.path.parent
+
 
 def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
     """Read and validate a grid file; run folders will be under ``runs``. Raises GridError."""
@@ -101,8 +126,8 @@ def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
     engine = data.get("engine", "local")
     if engine not in ENGINES:
         source.fail(("engine",), f"unknown engine {engine!r}; there are: {', '.join(ENGINES)}")
-    jobs = _count(source, ("jobs",), data["jobs"]) if "jobs" in data else None
-    usual = _resources(source, ("resources",), data.get("resources"), {})
+    jobs = _numbers(source, (), data, ("jobs",)).get("jobs")
+    usual = _resources(source, ("resources",), data.get("resources"))
     kept = data.get("kept")
     if kept is not None and not (isinstance(kept, str) and kept.endswith(".json")):
         source.fail(("kept",), f"kept is {kept!r}, not the path of a .json file")
@@ -119,10 +144,8 @@ def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
                 {p.name: p.default for p in notebook.parameters.values()} | given,
                 given,
                 Path(runs).absolute(),
-                budget=_amount(source, ("runs", i, "budget"), entry.get("budget"), "seconds"),
-                gradients=_amount(source, ("runs", i, "gradients"), entry.get("gradients"), "gradients"),
-                merges=_amount(source, ("runs", i, "merges"), entry.get("merges"), "merges"),
-                resources=Resources(**_resources(source, ("runs", i, "resources"), entry.get("resources"), usual)),
+                **_numbers(source, ("runs", i), entry, ("budget", "gradients", "merges")),
+                resources=Resources(**usual | _resources(source, ("runs", i, "resources"), entry.get("resources"))),
                 place=f"{source.path.name}:{source.line(('runs', i))}",
             )
             for given in _points(source, ("runs", i), entry, notebook, defaults)
@@ -134,36 +157,20 @@ def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
     return Grid(name, tuple(_ordered(source, entries, made)), jobs, engine, list_of_kept)
 
 
-def _count(source: GridFile, place: Place, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        source.fail(place, f"{place[-1]} is {value!r}, not a whole number of at least 1")
-    return value
+def _numbers(source: GridFile, place: Place, given: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """Those of ``keys`` that are given, checked."""
+    found = {key: given[key] for key in keys if key in given}
+    for key, value in found.items():
+        fits, words = NUMBERS[key]
+        if value is not None and not (type(value) in (int, float) and fits(value)):
+            source.fail((*place, key), f"{key} is {value!r}, not {words}")
+    return found
 
 
-def _resources(source: GridFile, place: Place, value: Any, usual: dict[str, Any]) -> dict[str, Any]:
-    """What a grid or a run asks for, over what is usual."""
-    given = source.keys(place, {} if value is None else value, RESOURCE_KEYS, "resources")
-    checked = {
-        "cpus": lambda at, v: _count(source, at, v),
-        "gpus": lambda at, v: _gpus(source, at, v),
-        "memory": lambda at, v: _amount(source, at, v, "GiB"),
-        "time_limit": lambda at, v: _amount(source, at, v, "seconds"),
-    }
-    return usual | {key: checked[key]((*place, key), v) for key, v in given.items()}
-
-
-def _gpus(source: GridFile, place: Place, value: Any) -> float:
-    if type(value) not in (int, float) or not (0 <= value < 1 or (1 <= value < math.inf and value == int(value))):
-        source.fail(place, f"gpus is {value!r}, not a whole number or a share below 1")
-    return value
-
-
-def _amount(source: GridFile, place: Place, value: Any, unit: str) -> float | None:
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        source.fail(place, f"{place[-1]} is {value!r}, not a number of {unit}")
-    return float(value)
+def _resources(source: GridFile, place: Place, given: Any) -> dict[str, Any]:
+    return _numbers(
+        source, place, source.keys(place, {} if given is None else given, RESOURCE_KEYS, "resources"), RESOURCE_KEYS
+    )
 
 
 def _notebook(source: GridFile, place: Place, entry: Any) -> Notebook:

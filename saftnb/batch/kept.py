@@ -20,7 +20,7 @@ from saftnb.batch.grid import Grid, GridError, Run
 from saftnb.batch.manifest import reason_to_run
 from saftnb.batch.run import run_lock
 from saftnb.disk import whole_file
-from saftnb.run_folder import read_json, sha256_of, write_json
+from saftnb.run_folder import read_json, write_json
 
 SCHEMA = 1
 KEPT = (
@@ -76,17 +76,8 @@ def take(run: Run, entry: Entry, source: str, again: bool = True) -> dict[str, A
         write_json(folder.results_file, entry["results"])
         folder.notebook_file.write_text(run.notebook.text, encoding="utf-8")
         folder.log_file.write_text(f"taken from {source}, not executed here\n", encoding="utf-8")
-        manifest = entry["manifest"] | {
-            "reason": None,
-            "budget": run.budget,
-            "checkpoints": [],
-            "taken": source,
-            "taken_sha256": entry_sha256(entry),
-            "results_sha256": sha256_of(folder.results_file),
-            "run_sha256": sha256_of(folder.notebook_file),
-        }
-        write_json(folder.manifest_file, manifest)
-        return manifest
+        own = {"reason": None, "budget": run.budget, "checkpoints": []}
+        return folder.seal(entry["manifest"] | own | {"taken": source, "taken_sha256": entry_sha256(entry)})
 
 
 @dataclass(frozen=True)

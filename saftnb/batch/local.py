@@ -1,13 +1,29 @@
 """The local engine: runs in processes on this machine, as many at a time as were asked for and fit."""
 
+import os
+import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 from saftnb.batch.grid import Grid, GridError, Run
-from saftnb.batch.resources import Machine
 from saftnb.batch.run import run_one
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The cores, the names of the GPUs (as in CUDA_VISIBLE_DEVICES) and the memory, in GiB, of a machine."""
+
+    cpus: int
+    gpus: tuple[str, ...] = ()
+    memory: float = float("inf")
+
+    @classmethod
+    def here(cls) -> "Machine":
+        """This machine, as far as this process may use it."""
+        return cls(_cpus(), _gpus(), _memory())
 
 
 @dataclass(frozen=True)
@@ -62,10 +78,6 @@ class Local:
         self.held[run.id] = share
         return self.pool.submit(run_one, run, share.cpus, tuple(share.gpus), self.stop, again)
 
-    def submit(self, work: Any, *arguments: Any) -> Future[dict[str, Any]]:
-        """Have something small done that needs no share."""
-        return self.pool.submit(work, *arguments)
-
     def release(self, run: Run) -> None:
         """The run has ended."""
         self.held.pop(run.id, None)
@@ -97,3 +109,36 @@ class Local:
             return {max(fits, key=used.__getitem__): amount} if fits else None
         free = [gpu for gpu in used if not used[gpu]][: int(amount)]
         return dict.fromkeys(free, 1.0) if len(free) == amount else None
+
+
+def _cpus() -> int:
+    """The cores that this process may use, by its affinity and its container's quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _control("cpu.max").partition(" ")
+    return max(1, min(allowed, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else allowed
+
+
+def _control(name: str) -> str:
+    """A limit of this process's container, "" where there is none."""
+    file = Path("/sys/fs/cgroup") / name
+    return file.read_text().strip() if file.is_file() else ""
+
+
+def _gpus() -> tuple[str, ...]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        return tuple(names[: names.index("-1")] if "-1" in names else filter(None, names))
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in shown.splitlines() if line.strip().isdigit())
+
+
+def _memory() -> float:
+    import psutil
+
+    total, limit = psutil.virtual_memory().total, _control("memory.max")
+    return min(total, int(limit) if limit.isdigit() else total) / 2**30

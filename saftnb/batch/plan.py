@@ -3,15 +3,16 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
 from saftnb.batch.grid import Grid, GridError, Run
-from saftnb.batch.kept import entry_sha256, fits, read_kept
+from saftnb.batch.kept import Entry, entry_sha256, fits, read_kept
 from saftnb.batch.manifest import library_sha256, reason_to_run
+from saftnb.batch.notebooks import NotebookError, read_notebook
 from saftnb.run_folder import RunFolder
 
 LATER = "a run before it is to be done"
@@ -19,35 +20,68 @@ FAILED = ("failed", "killed", "interrupted", "running")  # statuses that `--retr
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a grid has to do.
+class Step:
+    """What is to be done about one run.
 
-    ``reasons``: for each run's id why it is executed, None where it is done and unchanged. ``kept``: entries of the
-    kept list that stand in for runs that would have to be executed. ``left_out``: the runs that were not asked for.
-    ``again``: those that are executed although they are done and unchanged. ``seconds``: what a run took when it was
-    last done, or else its budget.
+    ``reason``: why it is executed, None where it is done and unchanged. ``entry``: of the kept list, which then stands
+    in for it. ``left_out``: it was not asked for. ``again``: it is executed although it is done and unchanged.
+    ``seconds``: what it took when it was last done, or else its budget.
     """
 
-    reasons: dict[str, str | None]
-    kept: dict[str, dict]
-    left_out: frozenset[str]
-    again: frozenset[str]
-    seconds: dict[str, float | None]
+    run: Run
+    reason: str | None
+    entry: Entry | None
+    left_out: bool
+    again: bool
+    seconds: float | None
+
+    @property
+    def executes(self) -> bool:
+        return self.reason is not None and self.entry is None and not self.left_out
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a grid has to do, run by run in the order of its file; ``library``: the library's hash."""
+
+    grid: Grid
+    steps: tuple[Step, ...]
     library: str
 
     @property
     def todo(self) -> set[str]:
-        return {i for i, reason in self.reasons.items() if reason and i not in self.kept and i not in self.left_out}
+        """The ids of the runs that are executed."""
+        return {step.run.id for step in self.steps if step.executes}
 
-    def lines(self, grid: Grid) -> Iterator[str]:
+    def lines(self) -> Iterator[str]:
         """One line a run: what will happen to it, and why."""
-        for run in grid.runs:
-            reason = self.reasons[run.id] or "done before"
-            if run.id in self.kept and grid.kept:
-                yield f"take     {run.label}: done before, in {grid.kept.name}"
+        for step in self.steps:
+            if step.entry and self.grid.kept:
+                yield f"take     {step.run.label}: done before, in {self.grid.kept.name}"
             else:
-                what = "left out" if run.id in self.left_out else "run" if self.reasons[run.id] else "skip"
-                yield f"{what:<8} {run.label}: {reason}"
+                what = "left out" if step.left_out else "run" if step.reason else "skip"
+                yield f"{what:<8} {step.run.label}: {step.reason or 'done before'}"
+
+    def estimate(self, jobs: int) -> str:
+        """How long the runs will take by their budgets, in words; "" where one has none."""
+        budgets = [step.run.budget for step in self.steps if step.executes]
+        if not budgets or None in budgets:
+            return ""
+        seconds = max(sum(budgets) / jobs, max(budgets))
+        hours, minutes = divmod(math.ceil(seconds / 60), 60)
+        return f", about {f'{hours} h ' if hours else ''}{minutes} min by their budgets"
+
+    def outdated(self) -> Iterator[str]:
+        """A line for what was edited since: runs from before are stale."""
+        for notebook in {run.notebook.path: run.notebook for run in self.grid.runs}.values():
+            try:
+                same = read_notebook(notebook.path).sha256 == notebook.sha256
+            except (NotebookError, OSError):
+                same = False
+            if not same:
+                yield f"changed  {notebook.name}: its notebook was edited meanwhile; run the grid again"
+        if library_sha256() != self.library:
+            yield "changed  the library was edited meanwhile; run the grid again for the runs from before"
 
 
 def plan(
@@ -60,31 +94,30 @@ def plan(
     was killed, interrupted or cut off, what waited for it, and what it comes after. Raises GridError where a pattern
     matches nothing.
     """
-    library = library_sha256()
-    here = {run.id: run.folder for run in grid.runs}
+    library, here = library_sha256(), {run.id: run.folder for run in grid.runs}
+    before = {run.id: run.after for run in grid.runs}
+    behind: dict[str, list[str]] = {run_id: [] for run_id in before}
+    for run_id, others in before.items():
+        for other in others:
+            behind[other].append(run_id)
     asked = _asked(grid, only)
-    if retry_failed:
-        asked &= _failed(grid, here)
-    again = frozenset(asked if force else ())
-    reasons = {
-        run.id: reason_to_run(run, library, here) or ("forced" if run.id in again else None) for run in grid.runs
-    }
+    if retry_failed:  # and what was never run after it: it was blocked
+        failed = {run_id for run_id, folder in here.items() if folder.manifest.get("status") in FAILED}
+        asked &= _reached(failed, lambda run_id: (i for i in behind[run_id] if not here[i].manifest))
+    wanted = _reached(asked, before.__getitem__)
     listed = {} if force or fresh else read_kept(grid)
-    kept = {}
+    steps = []
     for run in grid.runs:
-        taken, entry = here[run.id].taken, listed.get(run.id)
-        if taken and fresh:
-            reasons[run.id] = reasons[run.id] or "taken before"
-            again |= {run.id}
-        if taken and fits(run, entry) and here[run.id].manifest.get("taken_sha256") != entry_sha256(entry):
-            reasons[run.id] = reasons[run.id] or "the kept run is another now"
-            again |= {run.id}
-        if reasons[run.id] and fits(run, entry):
-            kept[run.id] = entry
-    wanted = _with_before(grid, asked)
-    left_out = frozenset(run.id for run in grid.runs if run.id not in wanted)
-    seconds = {run.id: here[run.id].seconds or run.budget for run in grid.runs}
-    return Plan(_with_later(grid, reasons, left_out), kept, left_out, again, seconds, library)
+        folder, entry = here[run.id], listed.get(run.id)
+        entry = entry if fits(run, entry) else None
+        anyway = "forced" if force and run.id in asked else _newer(folder, entry, fresh)
+        reason = reason_to_run(run, library, here) or anyway
+        seconds = folder.seconds or run.budget
+        steps.append(Step(run, reason, entry if reason else None, run.id not in wanted, anyway is not None, seconds))
+    stale = {step.run.id for step in steps if step.reason}
+    later = _reached(stale & wanted, lambda run_id: behind[run_id] if run_id in wanted else ())
+    after = (replace(step, reason=step.reason or LATER) if step.run.id in later else step for step in steps)
+    return Plan(grid, tuple(after), library)
 
 
 def _asked(grid: Grid, only: Sequence[str]) -> set[str]:
@@ -100,42 +133,22 @@ def _asked(grid: Grid, only: Sequence[str]) -> set[str]:
     return found
 
 
-def _failed(grid: Grid, here: dict[str, RunFolder]) -> set[str]:
-    """What failed and, after it, what has not been run: it was blocked."""
-    failed = {run.id for run in grid.runs if here[run.id].manifest.get("status") in FAILED}
-    for _ in grid.runs:  # as often as a chain can be long
-        failed |= {run.id for run in grid.runs if not here[run.id].manifest and failed & set(run.after)}
-    return failed
-
-
-def _with_before(grid: Grid, ids: set[str]) -> set[str]:
-    """``ids`` and all runs that they come after."""
-    after = {run.id: run.after for run in grid.runs}
+def _reached(ids: set[str], following: Callable[[str], Iterable[str]]) -> set[str]:
+    """``ids``, and all that comes of going on from them."""
     found, new = set(ids), set(ids)
     while new:
-        new = {other for run_id in new for other in after[run_id]} - found
+        new = {other for run_id in new for other in following(run_id)} - found
         found |= new
     return found
 
 
-def _with_later(grid: Grid, reasons: dict[str, str | None], left_out: frozenset[str]) -> dict[str, str | None]:
-    """The reasons, where a run that comes after one that is to be done or taken is to be done as well."""
-    later = {run.id: [other for other in run.after if other not in left_out] for run in grid.runs}
-    for _ in grid.runs:  # as often as a chain can be long
-        for run_id, before in later.items():
-            if reasons[run_id] is None and any(reasons[other] for other in before):
-                reasons[run_id] = LATER
-    return reasons
-
-
-def estimate(grid: Grid, todo: set[str], jobs: int) -> str:
-    """How long the runs will take by their budgets, in words; "" where one has none."""
-    budgets = [run.budget for run in grid.runs if run.id in todo]
-    if not budgets or None in budgets:
-        return ""
-    seconds = max(sum(budgets) / jobs, max(budgets))
-    hours, minutes = divmod(math.ceil(seconds / 60), 60)
-    return f", about {f'{hours} h ' if hours else ''}{minutes} min by their budgets"
+def _newer(folder: RunFolder, entry: Entry | None, fresh: bool) -> str | None:
+    """Why a run that was taken from the list is not to stay, None where it is."""
+    if folder.taken and fresh:
+        return "taken before"
+    if folder.taken and entry and folder.manifest.get("taken_sha256") != entry_sha256(entry):
+        return "the kept run is another now"
+    return None
 
 
 @dataclass(frozen=True)

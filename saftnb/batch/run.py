@@ -28,7 +28,7 @@ import saftnb
 from saftnb.batch.grid import Run
 from saftnb.batch.manifest import SCHEMA, environment, library_sha256, reason_to_run, results_before
 from saftnb.paths import store_root
-from saftnb.run_folder import read_json, sha256_of, write_json
+from saftnb.run_folder import read_json, write_json
 from saftnb.scrub import one_line
 
 THREAD_VARIABLES = (
@@ -262,10 +262,8 @@ def _finish(run: Run, manifest: dict[str, Any], outcome: dict[str, Any]) -> dict
         "finished": _now(),
         "peak_memory": outcome.get("peak_memory"),
         "checkpoints": sorted(checkpoints, key=lambda entry: entry["name"]),
-        "results_sha256": sha256_of(folder.results_file),
-        "run_sha256": sha256_of(folder.notebook_file),
     }
-    write_json(folder.manifest_file, manifest)
+    manifest = folder.seal(manifest)
     if manifest["status"] == "done":
         folder.forget_previous()
     return manifest

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from saftnb.batch import load_grid
-from saftnb.batch.grid import GridError
-from saftnb.batch.resources import Resources
+from saftnb.batch.grid import GridError, Resources
 
 TRAIN = """
 suite: str = 'pocket'

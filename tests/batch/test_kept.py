@@ -13,7 +13,7 @@ from saftnb.batch import load_grid, run_grid, tables
 from saftnb.batch.grid import GridError
 from saftnb.batch.kept import keep, read_kept, take
 from saftnb.batch.manifest import reason_to_run
-from saftnb.batch.plan import plan
+from saftnb.batch.plan import Plan, plan
 from saftnb.batch.run import Elsewhere, run_lock
 from saftnb.run_folder import RunFolder, find_runs, read_json, sha256_of, write_json
 
@@ -74,6 +74,10 @@ def ids(notebook: str) -> list[str]:
     return [run.id for run in load_grid("g.yaml").runs if run.notebook.name == notebook]
 
 
+def taken(planned: Plan) -> set[str]:
+    return {step.run.id for step in planned.steps if step.entry}
+
+
 def test_keep_writes_the_list_the_tables_and_the_figure(desk: Path, capsys) -> None:
     assert cli.main(["keep", "g.yaml"]) == 0
     assert capsys.readouterr().out == "2 of 2 runs kept; wrote total.csv, total.png, runs.json\n"
@@ -112,32 +116,32 @@ def test_what_is_taken_outlives_a_change_of_the_library_and_of_prose_but_not_of_
     shutil.rmtree("runs")
     for module in ("plan", "manifest"):
         monkeypatch.setattr(f"saftnb.batch.{module}.library_sha256", lambda: "another")
-    assert set(plan(load_grid("g.yaml")).kept) == set(ids("one"))
+    assert taken(plan(load_grid("g.yaml"))) == set(ids("one"))
     notebook = read_json(desk / "notebooks" / "one.ipynb")
     notebook["cells"].insert(0, {"cell_type": "markdown", "metadata": {}, "source": "prose", "id": "p"})
     write_json(desk / "notebooks" / "one.ipynb", notebook)
-    assert set(plan(load_grid("g.yaml")).kept) == set(ids("one"))
+    assert taken(plan(load_grid("g.yaml"))) == set(ids("one"))
     run_grid(load_grid("g.yaml"), 2, say=silent)
     assert not plan(load_grid("g.yaml")).todo & set(ids("one"))
     notebook["cells"][-1]["source"] += "\n2"
     write_json(desk / "notebooks" / "one.ipynb", notebook)
     changed = plan(load_grid("g.yaml"))
-    assert changed.kept == {}
-    assert {changed.reasons[run_id] for run_id in ids("one")} == {"notebook changed"}
+    assert taken(changed) == set()
+    assert {step.reason for step in changed.steps if step.run.id in ids("one")} == {"notebook changed"}
 
 
 def test_runs_of_this_machine_come_before_kept_ones_and_fresh_ignores_those(desk: Path) -> None:
     grid = load_grid("g.yaml")
     keep(grid)
-    assert plan(grid).kept == {}  # all are done here
+    assert taken(plan(grid)) == set()  # all are done here
     first = ids("one")[0]
     shutil.rmtree(grid.runs[0].folder.path)
-    assert set(plan(grid).kept) == {first}
+    assert taken(plan(grid)) == {first}
     assert plan(grid, fresh=True).todo == {first, grid.runs[2].id}
-    assert plan(grid, force=True).kept == {}
+    assert taken(plan(grid, force=True)) == set()
     run_grid(grid, 2, say=silent)
     assert plan(grid).todo == set()
-    assert plan(grid, fresh=True).reasons[first] == "taken before"
+    assert plan(grid, fresh=True).steps[0].reason == "taken before"
 
 
 def test_a_part_of_the_runs_never_replaces_more_of_them(desk: Path) -> None:
@@ -183,7 +187,7 @@ def test_a_newer_list_replaces_what_was_taken_and_is_never_replaced_by_it(desk: 
     keep(grid)
     assert read_json(desk / "kept" / "runs.json")["runs"] == listed["runs"]
     planned = plan(grid)
-    assert set(planned.kept) == {run.id for run in grid.runs[:1]}
+    assert taken(planned) == {run.id for run in grid.runs[:1]}
     assert planned.todo == {grid.runs[2].id}
     run_grid(grid, 2, say=silent)
     keep(grid)

@@ -9,10 +9,9 @@ import pytest
 
 from saftnb.batch import load_grid, local, run_grid
 from saftnb.batch.engine import PAUSE
-from saftnb.batch.grid import GridError, Run
-from saftnb.batch.local import Local
+from saftnb.batch.grid import GridError, Resources, Run
+from saftnb.batch.local import Local, Machine
 from saftnb.batch.notebooks import Notebook
-from saftnb.batch.resources import Machine, Resources
 from saftnb.batch.run import Elsewhere, Stopped, _environment
 
 

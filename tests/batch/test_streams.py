@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saftnb.batch import load_grid, run_grid
-from saftnb.batch.streams import coalesced, settled
+from saftnb.batch.execute import coalesced, settled
 from saftnb.run_folder import find_runs
 
 PIECES = """
