@@ -4,6 +4,7 @@ Imports nothing heavy. A temporary file's name says which process on which machi
 left behind can be told from what another is writing.
 """
 
+import ctypes
 import errno
 import fcntl
 import glob
@@ -21,45 +22,74 @@ HERE = 60.0  # seconds without a change after which the temporary file of a proc
 ELSEWHERE = 3600.0  # and that of another machine, whose processes cannot be seen from here
 _UMASK = os.umask(0)  # it can be read by setting it alone: once, before there are threads
 os.umask(_UMASK)
+_HERE, _EXCHANGE = -100, 2  # of renameat2(2): names as they are, and RENAME_EXCHANGE
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks answers
 
 
 @contextmanager
-def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def whole_file(path: Path, *, durable: bool = True, alone: bool = False) -> Iterator[Path]:
     """A temporary path beside `path`. What the block wrote there takes `path`'s place when it ends well, and goes
-    away when it does not. `durable` waits until it is on the disk."""
+    away when it does not. Sweeps first what killed writers left.
+
+    Args:
+        durable: wait until it is on the disk.
+        alone: the path is in a temporary folder, for writers that put files beside theirs, as safetensors does.
+    """
+    sweep(path)
     temporary = _temporary(path)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_UMASK)  # safetensors gives its files to their owner alone
+    part = temporary / path.name if alone else temporary
+    with _removing(temporary), _naming(path, temporary):
+        if alone:
+            temporary.mkdir()
+        yield part
+        part.chmod(0o666 & ~_UMASK)  # safetensors gives its files to their owner alone
         if durable:
-            sync(temporary)
-        os.replace(temporary, path)
+            sync(part)
+        os.replace(part, path)
         if durable:
             sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(path: Path, inside: Path | None = None) -> Iterator[Path]:
     """A new temporary folder, beside `path` or in the folder `inside`. With all that the block put there it takes
-    `path`'s place when the block ends well, and goes away when it does not."""
+    `path`'s place when the block ends well, and goes away when it does not. Sweeps first what killed writers left."""
     restore(path)
-    temporary = _temporary(inside / path.name if inside else path)
+    beside = inside / path.name if inside else path
+    sweep(beside)
+    temporary = _temporary(beside)
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(temporary.parent)) from None
-    try:
+        raise OSError(error.errno, error.strerror, str(temporary.parent)) from None
+    with _removing(temporary), _naming(path, temporary):
         yield temporary
         for entry in (*temporary.rglob("*"), temporary):
             entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_UMASK)
             sync(entry)
-        _take_place(temporary, path)
+        _take_place(temporary, path, beside)
         sync(path.parent)
+
+
+@contextmanager
+def _removing(temporary: Path) -> Iterator[None]:
+    try:
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # on a disk that has become read-only: the error that ended the block says more
+            _remove(temporary)
+
+
+@contextmanager
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Errors of the disk name what was to be written, not the temporary file."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename is None or str(error.filename).startswith(str(temporary))
+        if error.errno is None or not named:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def restore(path: Path) -> None:
@@ -69,26 +99,34 @@ def restore(path: Path) -> None:
         previous.rename(path)
 
 
-def _take_place(new: Path, path: Path) -> None:
+def _take_place(new: Path, path: Path, beside: Path) -> None:
+    """In one step where the system can exchange two names; else in two, between which there is no `path`."""
     if not path.exists():
         new.rename(path)
-        return
+    elif not _exchanged(new, path):
+        _forget(path, beside)
+        previous = _previous(path)
+        path.rename(previous)
+        try:
+            new.rename(path)
+        except BaseException:
+            previous.rename(path)
+            raise
+    _forget(path, beside)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names, as Linux can on most file systems, NFS not among them; False where that is not possible."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    return renameat2 is not None and renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+
+
+def _forget(path: Path, beside: Path) -> None:
+    """Remove the former `path`, which may be large, under a temporary name: `restore` must not find half of it."""
     previous = _previous(path)
-    _forget(previous)
-    path.rename(previous)
-    try:
-        new.rename(path)
-    except BaseException:
-        previous.rename(path)
-        raise
-    _forget(previous)
-
-
-def _forget(path: Path) -> None:
-    """Remove what may be large, under a temporary name: `restore` must not find half of it."""
-    if path.exists() or path.is_symlink():
-        gone = _temporary(path)
-        path.rename(gone)
+    if previous.exists() or previous.is_symlink():
+        gone = _temporary(beside)
+        previous.rename(gone)
         _remove(gone)
 
 
@@ -114,10 +152,10 @@ def sweep(path: Path) -> None:
         try:
             idle = time.time() - left.stat().st_mtime
             gone = idle > HERE and not _lives(int(pid)) if host == _host() else idle > ELSEWHERE
-        except OSError:  # gone meanwhile
+            if gone:
+                _remove(left)
+        except OSError:  # gone meanwhile, or not ours to remove
             continue
-        if gone:
-            _remove(left)
 
 
 def sync(path: Path) -> None:
@@ -141,10 +179,16 @@ def locked(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        remove_lock(path)
         with suppress(OSError):  # closing alone would leave it with a forked process that is still there
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def remove_lock(path: Path) -> None:
+    """Remove the lock file of work that is done, which stays where its holder was killed between the two."""
+    with suppress(OSError):  # on a disk that is read-only by now it stays, unlocked
+        path.unlink(missing_ok=True)
 
 
 def _acquired(path: Path, doing: str) -> int:

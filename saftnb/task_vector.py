@@ -191,8 +191,8 @@ class TaskVector(Mapping[str, Delta]):
                 raise ValueError(f"cannot save {name!r}: a name that ends so is a low-rank factor's")
         tensors = _apart(self.tensors())
         metadata = {KEY: f"{FORMAT}, sha256 {_checksum(tensors)}"}
-        with whole_file(path) as temporary:
-            _save(tensors, temporary, metadata)
+        with whole_file(path, alone=True) as temporary:
+            save_tensors(tensors, temporary, metadata)
 
     def checksum(self) -> str:
         """SHA-256 over names, dtypes, shapes and values, whatever the order of the names and the device."""
@@ -240,8 +240,8 @@ class TaskVector(Mapping[str, Delta]):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(config, indent=2, sort_keys=True)
-        with whole_file(folder / "adapter_model.safetensors") as temporary:
-            _save(state, temporary, {"format": "pt"})
+        with whole_file(folder / "adapter_model.safetensors", alone=True) as temporary:
+            save_tensors(state, temporary, {"format": "pt"})
         with whole_file(folder / "adapter_config.json") as temporary:
             temporary.write_text(text)
         return folder
@@ -309,12 +309,15 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """`save_file`, whose own error is no OSError where the disk is full."""
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """`save_file`, which writes a file beside `path` first; but its errors, on a full disk, say, are OSErrors."""
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
-        raise OSError(f"cannot write {path.parent}: {error}") from None
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise OSError(f"cannot write {path.parent}: {error}") from None
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import saftnb
 from saftnb.finetune import store
 from saftnb.merging.grid_search import Search
+from saftnb.task_vector import save_tensors
 
 Hits = dict[str, Tensor]  # by task: for every picture or pair, whether it was a hit, bool (n,)
 ROOMS = ("backbones", "suites", "merging", "delta.py", "task_vector.py", "evaluate.py", "analysis/comparison.py")
@@ -53,7 +54,7 @@ def kept(inputs: dict | None, make: Callable[[], Merged]) -> Merged:
 def _fill(folder: Path, found: Merged) -> None:
     hits = {f"targeted {task}": one for task, one in found.targeted.items()}
     hits |= {f"{model} {task}": one for model, by_task in found.tested.items() for task, one in by_task.items()}
-    save_file({name: one.contiguous() for name, one in hits.items()}, folder / "hits.safetensors")
+    save_tensors({name: one.contiguous() for name, one in hits.items()}, folder / "hits.safetensors")
     about = {"models": {model: list(by_task) for model, by_task in found.tested.items()}}
     about["targeted"] = list(found.targeted)
     if found.search is not None:

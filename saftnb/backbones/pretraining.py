@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from saftnb.backbones.clip import Vocabulary, build_clip
 from saftnb.backbones.corpus import Captioned
 from saftnb.backbones.device import resolve_device
-from saftnb.disk import sweep, whole_file
+from saftnb.disk import whole_file
 from saftnb.progress import progress_bar
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
@@ -140,7 +140,6 @@ class _Run:
     def save(self, step: int) -> None:
         """Write the state whole or not at all."""
         state = {"plan": asdict(self.plan), "step": step} | {n: part.state_dict() for n, part in self.parts.items()}
-        sweep(self.file)
         with whole_file(self.file) as part:
             torch.save(state, part)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from saftnb.disk import sweep, whole_file
+from saftnb.disk import whole_file
 
 SAVE_EVERY = 50  # steps between saves of the training state, at least
 SAVE_SHARE = 0.1  # of the time may go into saves: at full size a state is some GB
@@ -30,9 +30,8 @@ class Saves:
 
 def save_state(state: dict, path: Path) -> None:
     """Write a training state whole or not at all."""
-    sweep(path)  # of a process that was killed in a save
-    with whole_file(path) as part:
-        torch.save(state, part)
+    with whole_file(path) as part, part.open("wb") as file:  # by name, torch's own writer has other errors
+        torch.save(state, file)
 
 
 def load_state(path: Path) -> dict | None:

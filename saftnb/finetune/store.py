@@ -13,20 +13,20 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import pandas as pd
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from saftnb import disk
-from saftnb.disk import sweep, whole_folder
+from saftnb.disk import remove_lock, sweep, whole_folder
 from saftnb.paths import store_root
 from saftnb.run_folder import used_checkpoint
-from saftnb.task_vector import TaskVector
+from saftnb.task_vector import TaskVector, save_tensors
 
 Found = TypeVar("Found")
 _FILES = ("task_vector.safetensors", "history.csv")
@@ -85,7 +85,6 @@ def write(inputs: dict, fill: Callable[[Path], None], root: Path | None = None, 
     """
     root = root or store_root()
     final = root / folder_name(inputs)
-    sweep(root / ".partial" / final.name)
     with whole_folder(final, root / ".partial") as part:  # a whole one would have been loaded
         fill(part)
         manifest = {"fingerprint": fingerprint(inputs), "inputs": inputs, **more}
@@ -114,8 +113,18 @@ def read(
     if found is None:
         warnings.warn(f"checkpoint {folder.name} is damaged and is trained again", stacklevel=4)
         return None
+    _tidy(folder)
     used_checkpoint(folder, manifest["fingerprint"])
     return found
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what is left in `.partial` where a process was killed after its checkpoint was whole."""
+    beside = folder.parent / ".partial" / folder.name
+    remove_lock(beside.with_name(f"{folder.name}.lock"))
+    with suppress(OSError):  # the store may be read-only here
+        beside.with_name(f"{folder.name}.pt").unlink(missing_ok=True)
+    sweep(beside)
 
 
 def save(result: FineTuned, root: Path | None = None) -> FineTuned:
@@ -125,7 +134,7 @@ def save(result: FineTuned, root: Path | None = None) -> FineTuned:
         result.task_vector.save(folder / "task_vector.safetensors")
         result.history.to_csv(folder / "history.csv", index=False)
         if result.head is not None:
-            save_file({"head": result.head.contiguous()}, folder / _HEAD)
+            save_tensors({"head": result.head.contiguous()}, folder / _HEAD)
 
     more = {"seconds": result.seconds, "validation_accuracy": result.validation_accuracy}
     manifest = write(result.inputs, fill, root, **more)

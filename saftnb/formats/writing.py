@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from saftnb.disk import restore, sweep, whole_folder
+from saftnb.disk import restore, whole_folder
 
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -28,7 +28,6 @@ def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
         FileExistsError: `out` is there, and no `force`.
     """
     restore(out)
-    sweep(out)
     if out.exists() and not force:
         raise FileExistsError(f"{out} is there already; --force replaces it")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from saftnb.backbones import resolve_device, threads
@@ -28,7 +28,7 @@ from saftnb.merging.coefficients import Values
 from saftnb.merging.learning_loop import VIEWS, Learning, Plan
 from saftnb.merging.learning_loop import pool as pool
 from saftnb.suites import AnySuite, PairSuite, conditions
-from saftnb.task_vector import TaskVector
+from saftnb.task_vector import TaskVector, save_tensors
 
 LEARNING_VERSION = 1  # raise it whenever a change of this code changes what is learned
 # Adam's learning rates, chosen in notebooks/appendix/learning_search.ipynb on a seed that no result uses.
@@ -153,7 +153,7 @@ def learn(
             curve = pd.DataFrame(learning.curve, columns=["step", "loss", "validation_accuracy"])
 
             def fill(folder: Path) -> None:
-                save_file(values.tensors(), folder / files[0])
+                save_tensors(values.tensors(), folder / files[0])
                 curve.to_csv(folder / files[1], index=False)
 
             store.write(inputs, fill, seconds=learning.seconds)

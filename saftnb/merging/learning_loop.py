@@ -5,10 +5,10 @@ import time
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from saftnb.backbones import Tokens
+from saftnb.disk import whole_file
 from saftnb.evaluate import hits, logits
 from saftnb.finetune import SharpnessAware, store
 from saftnb.finetune.resume import Saves, load_state, save_state
@@ -17,7 +17,7 @@ from saftnb.merging.coefficients import KINDS, AtOutputs, InWeights, Values
 from saftnb.progress import progress_bar
 from saftnb.suites import PairSuite
 from saftnb.suites.task import random_resized_crop
-from saftnb.task_vector import TaskVector
+from saftnb.task_vector import TaskVector, save_tensors
 
 OBJECTIVES = ("distillation", "entropy")
 OPTIMIZERS = ("adam", "sgd")
@@ -218,7 +218,8 @@ class Learning:
             self._run(Saves(lambda state: save_state(state, file)), inputs["name"], progress)
         except FloatingPointError as error:
             kept = store.partial_file(inputs, ".safetensors")
-            save_file(self.values.tensors(), kept)
+            with whole_file(kept, alone=True) as part:
+                save_tensors(self.values.tensors(), part)
             raise FloatingPointError(
                 f"learn: {error} at step {self.next_step + 1}; the values after {self.next_step} steps are kept in the "
                 f"checkpoint store as {kept.parent.name}/{kept.name}"

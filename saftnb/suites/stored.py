@@ -144,6 +144,7 @@ class StoredSplit:
     def images(self) -> Tensor:
         if not self._decoded:
             self._decode(self.file, self._write_whole, self.bytes)
+        disk.remove_lock(self.file.with_suffix(".lock"))
         shape = (len(self), 3, self.size, self.size)
         return torch.from_numpy(np.memmap(self.file, np.uint8, "c", shape=shape))  # "c": writes stay in memory
 
@@ -190,6 +191,7 @@ class StoredSplit:
         if found is None:
             self._decode(self.training_file, self._write_reduced)
             found = read_places(self.training_file, len(self))
+        disk.remove_lock(self.training_file.with_suffix(".lock"))
         return found
 
     @cached_property

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from saftnb import disk
 from saftnb.paths import data_root
 from saftnb.suites.stored import StoredSplit
 from saftnb.suites.task import Task
+from saftnb.task_vector import save_tensors
 
 PARTS = ("train", "test")
 SPLITS = ("saft", "knots")
@@ -160,8 +161,8 @@ def kept_head(task: str, asked: str, make: Callable[[], Tensor]) -> Tensor:
     head = make()
     with suppress(OSError):  # a data folder that cannot be written will do
         file.parent.mkdir(parents=True, exist_ok=True)
-        with disk.whole_file(file) as part:
-            save_file({"head": head.contiguous()}, part)
+        with disk.whole_file(file, alone=True) as part:
+            save_tensors({"head": head.contiguous()}, part)
     return head
 
 
