@@ -125,7 +125,7 @@ def _grid(options: argparse.Namespace) -> int:
     from saftnb.batch.grid import GridError, load_grid
     from saftnb.batch.plan import measured_hours, plan
 
-    with _refusing(ValueError, FileNotFoundError):
+    with _refusing(ValueError, OSError):
         if options.jobs is not None and options.jobs < 1:
             raise ValueError(f"--jobs is {options.jobs}, not a whole number of at least 1")
         grid = load_grid(options.file, options.runs)
@@ -176,7 +176,7 @@ def _keep(options: argparse.Namespace) -> int:
     from saftnb.batch.grid import load_grid
     from saftnb.batch.kept import keep
 
-    with _refusing(ValueError, FileNotFoundError):
+    with _refusing(ValueError, OSError):
         grid = load_grid(options.file, options.runs)
         kept = keep(grid)
     names = ", ".join(file.name for file in kept.files)

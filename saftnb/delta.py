@@ -97,6 +97,8 @@ def require_floating(value: object, what: str) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{what} must be a floating-point Tensor or a LowRank, got {kind}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{what} is {value.layout}: it must be a dense Tensor, see Tensor.to_dense, or a LowRank")
     if value.element_size() < 2:
         raise ValueError(f"{what} is {value.dtype}, which PyTorch cannot add: convert it to bfloat16 or float32 first")
 

@@ -38,7 +38,7 @@ class TaskVector(Mapping[str, Delta]):
     The mapping cannot be changed; its tensors are shared with the caller, detached, not copied.
     `+` and `-` need equal names and shapes; `*` and `/` take a finite number. Two task vectors are `==` only if they
     are the same object: compare values with `torch.testing.assert_close(dict(a.dense()), dict(b.dense()))`.
-    Raises ValueError on a name that is no string or a delta that is no floating tensor.
+    Raises ValueError on what is no mapping, a name that is no string or a delta that is no floating tensor.
     """
 
     __hash__ = object.__hash__
@@ -46,6 +46,10 @@ class TaskVector(Mapping[str, Delta]):
     __array_ufunc__ = None  # so that numpy's scalars leave `*` to us
 
     def __init__(self, deltas: Mapping[str, Delta]) -> None:
+        if not isinstance(deltas, Mapping):
+            raise ValueError(
+                f"a task vector is made of a mapping from names to deltas, not of a {type(deltas).__name__}"
+            )
         self._deltas: dict[str, Delta] = {}
         for name, delta in deltas.items():
             if not isinstance(name, str):

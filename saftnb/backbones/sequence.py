@@ -22,6 +22,7 @@ from saftnb.task_vector import LowRank, TaskVector
 
 CLASSES = 3  # entailment, neutral, contradiction
 _MASKED = -1e10  # of a class that a task does not have, in training; in evaluation it is −∞ (KnOTS)
+LONG = 16  # characters a token, on average, above which a text is cut before it is made tokens
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # The names of q, k, v and out in the models that we know, by their first
 _ATTENTION = (
@@ -113,13 +114,28 @@ class SequenceBackbone:
         nothing between two sentences, as SmolLM2's, gets its end token there."""
         if not self.tokenizer.num_special_tokens_to_add(pair=True):
             hypotheses = [self.tokenizer.eos_token + hypothesis for hypothesis in hypotheses]
-        found = self.tokenizer(list(premises), list(hypotheses), truncation=True, max_length=self.max_length)
+        pairs = [[self._shortened(text) for text in side] for side in (premises, hypotheses)]
+        found = self.tokenizer(*pairs, truncation=True, max_length=self.max_length)
         flat = torch.tensor([token for row in found["input_ids"] for token in row])
         types = found.get("token_type_ids")
         if types is not None:
             types = torch.tensor([kind for row in types for kind in row])
         lengths = torch.tensor([len(row) for row in found["input_ids"]])
+        if len(lengths) and not lengths.min():
+            raise ValueError(f"{self.name}: pair {int(lengths.argmin())} has no token: both of its sentences are empty")
         return Tokens(flat, types, lengths, self.tokenizer.pad_token_id)
+
+    def _shortened(self, text: str) -> str:
+        """A very long text up to where `max_length` tokens are surely over.
+
+        Fast tokenizers cut a pair into every combination of pieces of the two before all but the first is dropped:
+        of two long texts that takes more memory than there is.
+        """
+        if len(text) <= LONG * self.max_length or not self.tokenizer.is_fast:
+            return text
+        how = {"add_special_tokens": False, "truncation": True, "return_offsets_mapping": True}
+        ends = [end for _, end in self.tokenizer(text, max_length=2 * self.max_length, **how)["offset_mapping"]]
+        return text[: ends[-1]] if len(ends) == 2 * self.max_length else text
 
 
 class SequenceTower(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import yaml
 
 Place = tuple[str | int, ...]
+ENTRIES = 1_000_000  # of a grid, at most: a few anchors of anchors would stand for billions
 
 
 class GridError(ValueError):
@@ -47,6 +48,8 @@ class GridFile:
         try:
             loader = _Loader(text)
             node = loader.get_single_node()
+            if node is not None and _entries(node, {}) > ENTRIES:
+                raise GridError(f"{path.name}: its anchors repeat to more than {ENTRIES:,} entries")
             self.data = {} if node is None else self._plain(loader, node, ())
         except yaml.MarkedYAMLError as error:
             line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -106,4 +109,14 @@ class GridFile:
             }[kind]
             return plain(text)
         except (KeyError, ValueError):
-            self.fail(place, f"{text!r} with the tag {node.tag} is not supported")
+            shown = text if len(text) <= 60 else f"{text[:57]}..."
+            self.fail(place, f"{shown!r} with the tag {node.tag} is not supported")
+
+
+def _entries(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node is, what its aliases stand for counted each time; RecursionError where it holds itself."""
+    if id(node) not in known:
+        inside = [] if isinstance(node, yaml.ScalarNode) else node.value
+        parts = [part for entry in inside for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_entries(part, known) for part in parts)
+    return known[id(node)]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saftnb.backbones import require_bf16, resolve_device
 from saftnb.finetune import store
@@ -50,10 +50,14 @@ def finetune(
     On a CPU the same inputs give the same bits, also when the training was cut off and gone on with.
 
     Raises:
-        KeyError: the suite has no such task. ValueError: no such recipe or device, or one without bfloat16 for a recipe
-            that wants it.
+        KeyError: the suite has no such task. ValueError: no such recipe or device, one without bfloat16 for a recipe
+            that wants it, a seed that is none, or words or pictures that the backbone does not take.
     """
     plan = named_recipe(recipe, suite) if isinstance(recipe, str) else recipe
+    if not isinstance(plan, Recipe | Published):
+        raise ValueError(f"recipe is a Recipe or the name of one, not {recipe!r}")
+    if type(seed) is not int or seed < 0:
+        raise ValueError(f"seed is a whole number from 0, not {seed!r}")
     where = resolve_device(device)
     if isinstance(plan, Published):
         return read_published(suite, task, plan, device=where)
@@ -63,6 +67,7 @@ def finetune(
     found = store.load(inputs)
     if found is not None:
         return found
+    suite.classifier(task, nn.Identity())  # says what is wrong with its words or pictures before anything is written
     with store.locked(inputs):
         return store.load(inputs) or _train(suite, task, plan, seed, where, inputs, progress)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from saftnb.finetune.published import PREFIX, Published
@@ -12,6 +12,18 @@ SCOPES = ("full", "attention", "tangent", "lora")
 CLIPS = ("both", "first")
 PRECISIONS = ("float32", "bf16")
 SCHEDULES = ("cosine", "linear")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_RULES: dict[object, tuple[Callable[[object], bool], str]] = {  # what a field of each type is, and how that is said
+    int: (lambda value: type(value) is int, "a whole number"),
+    float: (_is_number, "a number"),
+    float | None: (lambda value: value is None or _is_number(value), "a number or None"),
+    bool: (lambda value: isinstance(value, bool), "True or False"),
+}
 
 
 @dataclass(frozen=True)
@@ -91,13 +103,22 @@ class Recipe:
             if not good:
                 raise ValueError(f"recipe {self.name!r}: {rule}")
 
+        word = self.name if isinstance(self.name, str) else ""
+        fits = word and not set(word) & set("/\0\n") and len(word.encode()) <= 120
+        need(bool(fits), "a recipe's name is text without '/', 120 bytes at most: it is part of a folder's name")
+        for field in dataclasses.fields(self):
+            value, rule = getattr(self, field.name), _RULES.get(field.type)
+            need(rule is None or rule[0](value), f"{field.name} is {rule[1] if rule else ''}, not {value!r}")
         need(self.optimizer in OPTIMIZERS, f"optimizer is one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
         need(self.scope in SCOPES, f"scope is one of {', '.join(SCOPES)}, not {self.scope!r}")
-        need(self.steps >= 1 and self.batch_size >= 1, "steps and batch_size are at least 1")
+        need(
+            self.steps >= 1 and self.batch_size >= 1,
+            f"steps and batch_size are at least 1, not {self.steps}, {self.batch_size}",
+        )
         need(self.evaluate_every >= 0, "evaluate_every is at least 1, or 0 for every epoch")
         need(0 <= self.warmup < self.steps, f"warmup lies in 0 to steps - 1, not {self.warmup}")
         need(math.isfinite(self.lr) and self.lr >= 0, f"lr is 0 or more, not {self.lr}")
-        need(self.weight_decay >= 0, f"weight_decay is 0 or more, not {self.weight_decay}")
+        need(0 <= self.weight_decay < math.inf, f"weight_decay is 0 or more, not {self.weight_decay}")
         need(self.clip_norm > 0, f"clip_norm is above 0, not {self.clip_norm}")
         need(0 <= self.label_smoothing < 1, f"label_smoothing lies in 0 to 1, not {self.label_smoothing}")
         need(0 <= self.crop <= 1, f"crop lies in 0 to 1, not {self.crop}")
@@ -108,17 +129,24 @@ class Recipe:
             f"accumulate lies in 1 to batch_size, {self.batch_size}, not {self.accumulate}",
         )
         need(self.precision in PRECISIONS, f"precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
-        need(isinstance(self.compile, bool), f"compile is True or False, not {self.compile!r}")
         need(not (self.compile and self.scope == "tangent"), "torch.compile does not take the tangent scope")
-        need(self.rank >= 1 and self.alpha > 0, f"rank is at least 1 and alpha above 0, not {self.rank}, {self.alpha}")
+        need(
+            self.rank >= 1 and 0 < self.alpha < math.inf,
+            f"rank is at least 1 and alpha above 0, not {self.rank}, {self.alpha}",
+        )
         need(self.schedule in SCHEDULES, f"schedule is one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
         need(0 <= self.dropout < 1, f"dropout lies in 0 to 1 (not included), not {self.dropout}")
-        need(isinstance(self.shared_init, bool), f"shared_init is True or False, not {self.shared_init!r}")
-        need(self.patience >= 0 and self.min_delta >= 0, "patience and min_delta are 0 or more")
+        need(
+            self.patience >= 0 and 0 <= self.min_delta < math.inf,
+            f"patience and min_delta are 0 or more, not {self.patience}, {self.min_delta}",
+        )
         if self.optimizer == "adamw":
             need(self.rho is None, "adamw takes no rho")
         else:
-            need(self.rho is not None and self.rho >= 0, f"{self.optimizer} needs rho, 0 or more, not {self.rho}")
+            need(
+                self.rho is not None and 0 <= self.rho < math.inf,
+                f"{self.optimizer} needs rho, 0 or more, not {self.rho}",
+            )
 
     @property
     def gradients(self) -> int:
@@ -143,6 +171,8 @@ class Recipe:
 
     def shortened(self, steps: int) -> "Recipe":
         """The same in so many steps, with the warm-up in proportion and two looks at least; 0 steps: as it is."""
+        if type(steps) is not int or steps < 0:
+            raise ValueError(f"recipe {self.name!r}: steps is a whole number from 0 (its own), not {steps!r}")
         if steps == 0:
             return self
         every = min(self.evaluate_every or steps, max(1, steps // 2))
@@ -244,7 +274,9 @@ def recipe(name: str, suite, **changes) -> "Recipe | Published":
     Raises:
         ValueError: unknown recipe, suite or field, or a value of the wrong kind.
     """
-    suite_name = suite if isinstance(suite, str) else suite.name
+    suite_name = suite if isinstance(suite, str) else getattr(suite, "name", suite)
+    if not isinstance(name, str):
+        raise ValueError(f"a recipe's name is text, not {name!r}")
     if name.startswith(PREFIX):
         return Published(name.removeprefix(PREFIX))
     if suite_name not in _RECIPES:
@@ -280,6 +312,8 @@ def plans(suite, recipes: Sequence[str], *, steps: int = 0, models: str = "") ->
         if len(set(names)) < len(names):
             raise ValueError(f"models: {', '.join(names)} have one name in tables; give the folders names of their own")
         return dict(zip(names, found, strict=True))
+    if isinstance(recipes, str):
+        raise ValueError(f"recipes is a list of names, such as [{recipes!r}], not a text")
     return {name: recipe(name, suite).shortened(steps) for name in recipes}
 
 
@@ -292,8 +326,10 @@ def _written_changes(name: str, written: str) -> dict[str, int | float | bool | 
     changes = {}
     for part in written.split(","):
         field, equals, value = part.partition("=")
-        if field not in kinds:
-            raise ValueError(f"a recipe has no {field}")
+        if field not in kinds or field == "name":
+            raise ValueError(f"a recipe has no {field}" if field != "name" else f"recipe {name!r} is its own name")
+        if field in changes:
+            raise ValueError(f"recipe {name!r}: {field} is given twice")
         try:
             if not equals:
                 raise ValueError

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from saftnb.delta import is_finite
 from saftnb.formats.checkpoint import Checkpoint, find, open_checkpoint, read_json
 from saftnb.formats.names import HEADS, fitted
 from saftnb.task_vector import LowRank, TaskVector
@@ -77,9 +78,15 @@ def read_adapter(folder: str | os.PathLike, model: nn.Module | Mapping[str, torc
         raise FileNotFoundError(f"{folder}: no {WEIGHTS[0] if is_adapter(folder) else CONFIG}")
     config, state = read_json(folder / CONFIG), open_checkpoint(weights)
     _require_plain(folder, config)
+    _require_numbers(folder, config)
     factors, head = _sorted(folder, state)
-    vector = lora_vector({name: state[name] for name in factors}, lambda layer: _scaling(config, layer))
+    try:
+        vector = lora_vector({name: state[name] for name in factors}, lambda layer: _scaling(config, layer))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     for name, delta in vector.items():
+        if not is_finite(delta):
+            raise ValueError(f"{folder}: {name!r} has NaN or infinite values")
         rank = _pattern(config, "rank_pattern", config["r"], name.removesuffix(".weight"))
         if delta.B.shape[1] != rank:
             raise ValueError(
@@ -170,7 +177,13 @@ def lora_vector(state: Mapping[str, Tensor], scaling: float | Callable[[str], fl
         if len(pair) == 1:
             raise ValueError(f"the layer {layer!r} has lora_{next(iter(pair))} alone")
     factor = scaling if callable(scaling) else lambda layer: scaling
-    return TaskVector({f"{layer}.weight": LowRank(p["B"] * factor(layer), p["A"]) for layer, p in halves.items()})
+    deltas = {}
+    for layer, pair in halves.items():
+        try:
+            deltas[f"{layer}.weight"] = LowRank(pair["B"] * factor(layer), pair["A"])
+        except ValueError as error:
+            raise ValueError(f"the layer {layer!r}: {error}") from None
+    return TaskVector(deltas)
 
 
 def _require_plain(folder: Path, config: Mapping) -> None:
@@ -179,11 +192,41 @@ def _require_plain(folder: Path, config: Mapping) -> None:
     for name, plain in _PLAIN.items():
         if config.get(name) not in plain:
             raise ValueError(f"{folder}: {name} is {config[name]!r}; only plain LoRA, (α/r) B A, is a task vector")
-    others = [module for module in config.get("modules_to_save") or [] if module.rpartition(".")[2] not in HEADS]
+    saved = config.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(module, str) for module in saved):
+        raise ValueError(f"{folder}: modules_to_save is {saved!r}, not a list of names")
+    others = [module for module in saved if module.rpartition(".")[2] not in HEADS]
     if others:
         raise ValueError(
             f"{folder}: modules_to_save is {others!r}; only plain LoRA, (α/r) B A, is a task vector, "
             f"and of saved modules only a classification head ({', '.join(HEADS)})"
+        )
+
+
+def _require_numbers(folder: Path, config: Mapping) -> None:
+    """Raises ValueError unless ranks and scales are numbers, and patterns go from names to such."""
+    for field_, pattern, rule in (
+        ("r", "rank_pattern", "a whole number of at least 1"),
+        ("lora_alpha", "alpha_pattern", "a finite number"),
+    ):
+        if field_ not in config:
+            raise ValueError(f"{folder}: {CONFIG} has no {field_!r}, which is {rule}")
+        others = config.get(pattern) or {}
+        if not isinstance(others, dict):
+            raise ValueError(f"{folder}: {pattern} is {others!r}, not an object of layers and numbers")
+        for name, value in [(field_, config[field_]), *((f"{pattern} of {key!r}", v) for key, v in others.items())]:
+            kind = int if field_ == "r" else int | float
+            good = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+            if not good or (field_ == "r" and value < 1):
+                raise ValueError(f"{folder}: {name} is {value!r}, not {rule}")
+        for key in others:
+            try:
+                re.compile(key)
+            except re.error as error:
+                raise ValueError(f"{folder}: {pattern} has {key!r}, which is no pattern of names: {error}") from None
+    if not isinstance(config.get("base_model_name_or_path"), str | None):
+        raise ValueError(
+            f"{folder}: base_model_name_or_path is {config['base_model_name_or_path']!r}, which is no name"
         )
 
 
@@ -205,6 +248,8 @@ def _sorted(folder: Path, state: Checkpoint) -> tuple[list[str], dict[str, Tenso
         if saved is None or not any(part in HEADS for part in saved[1].split(".")):
             raise ValueError(f"{folder}: {key!r} is no factor of a LoRA adapter, nor a classification head")
         head[f"{saved[1]}.{saved[2]}"] = state[key]
+    if not factors:
+        raise ValueError(f"{folder}: there is no factor of a LoRA adapter in its weights")
     return factors, head
 
 

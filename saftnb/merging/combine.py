@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Size, Tensor
@@ -65,7 +65,7 @@ def represent(vectors: Experts, space: str = "weights", **options: object) -> Re
     Raises:
         ValueError: as `merge`.
     """
-    if space not in spaces():
+    if not isinstance(space, str) or space not in spaces():
         raise ValueError(f"there is no merge space {space!r}; allowed are {', '.join(sorted(spaces()))}")
     complete = spaces()[space].check(options)
     vectors = _checked(vectors)
@@ -99,17 +99,18 @@ def merge(
         if missing := [task for task in vectors if task not in statistics]:
             raise ValueError(f"{method}: there are no statistics of {missing[0]!r}")
         statistics = [statistics[task] for task in vectors]
-    own = spaces()[space].hyperparameters if space in spaces() else {}
+    known = isinstance(space, str) and space in spaces()
+    own = spaces()[space].hyperparameters if known else {}
     options = {name: value for name, value in hyperparameters.items() if name in own}
     others = {name: value for name, value in hyperparameters.items() if name not in own}
-    if space in spaces():
+    if known:
         _chosen(space, method, others)  # before the work of going to the space
     return represent(vectors, space, **options).merge(method, statistics=statistics, **others)
 
 
 def _chosen(space: str, method: str, hyperparameters: dict[str, object]):
     """A method and its complete hyperparameters, or the error that there is none, or none in this space."""
-    if method not in methods():
+    if not isinstance(method, str) or method not in methods():
         raise ValueError(f"there is no merge method {method!r}; allowed are {', '.join(sorted(methods()))}")
     chosen = methods()[method]
     if chosen.needs_statistics and space != "weights":
@@ -122,6 +123,8 @@ def _chosen(space: str, method: str, hyperparameters: dict[str, object]):
 def _checked(vectors: Experts) -> list[TaskVector]:
     if isinstance(vectors, TaskVector):
         raise ValueError("merge takes several task vectors, in a list or by task, and got one TaskVector")
+    if not isinstance(vectors, Iterable):
+        raise ValueError(f"merge takes task vectors, in a list or by task, not a {type(vectors).__name__}")
     vectors = list(vectors.values() if isinstance(vectors, Mapping) else vectors)
     if not vectors:
         raise ValueError("merge needs at least one task vector, got none")
@@ -134,6 +137,8 @@ def _checked(vectors: Experts) -> list[TaskVector]:
     devices = {str(delta.device) for vector in vectors for delta in vector.values()}
     if len(devices) > 1:
         raise ValueError(f"the task vectors lie on {' and '.join(sorted(devices))}: move them to one device")
+    if devices == {"meta"}:
+        raise ValueError("the task vectors lie on meta, which has no values: load them on a device")
     if bad := first_not_finite(vectors):
         raise ValueError(f"vector {bad[0]} has NaN or infinite values in {bad[1]!r}")
     return vectors

@@ -121,7 +121,7 @@ def nli6_task(name: str, backbone: SequenceBackbone) -> PairTask:
     """One of `PAIR_SOURCES`. A pair that stands twice is kept once, in test before validation before train.
 
     Raises:
-        ValueError: a label that the task's map does not have.
+        ValueError: a label that the task's map does not have, or a sentence that is no text.
     """
     source = PAIR_SOURCES[name]
     rows = {split: _rows(name, split) for split in hub_splits(name)}
@@ -152,11 +152,16 @@ def _rows(name: str, split: str) -> list[tuple[str, str, int]]:
     found = []
     for file in nli_files(name, split):
         table = pyarrow.parquet.read_table(file, columns=[*source.columns, "label"])
-        for premise, hypothesis, label in zip(*(table[c].to_pylist() for c in (*source.columns, "label")), strict=True):
+        columns = (table[column].to_pylist() for column in (*source.columns, "label"))
+        for row, (premise, hypothesis, label) in enumerate(zip(*columns, strict=True)):
             if label == -1:
                 continue
+            where = f"row {row} of {file.name}"
             if label not in source.labels:
                 known = ", ".join(map(repr, source.labels))
-                raise ValueError(f"nli6, {name}: {split} has the label {label!r}; the map knows {known}")
+                raise ValueError(f"nli6, {name}: {split} has the label {label!r}; the map knows {known} ({where})")
+            for column, text in zip(source.columns, (premise, hypothesis), strict=True):
+                if not isinstance(text, str):
+                    raise ValueError(f"nli6, {name}: {split} has {text!r} for {column}, which is no text ({where})")
             found.append((premise.strip(), hypothesis.strip(), source.labels[label]))
     return found

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from saftnb.backbones import SequenceBackbone, SequenceClassifier, SequenceTower, Tokens, initial_head
 from saftnb.suites.grammar import LABELS
+from saftnb.suites.task import require_examples, require_task_name
 from saftnb.task_vector import TaskVector
 
 WINDOW = 4  # batches within which training pairs are sorted by length; more would make batches of one template each
@@ -29,8 +30,12 @@ class PairSplit:
     tokenize: Callable[[Sequence[str], Sequence[str]], Tokens]
 
     def __post_init__(self):
-        if not len(self.premises) == len(self.hypotheses) == len(self.labels) or self.labels.dtype != torch.int64:
+        whole = isinstance(self.labels, Tensor) and self.labels.dtype == torch.int64 and self.labels.ndim == 1
+        if not whole or not len(self.premises) == len(self.hypotheses) == len(self.labels):
             raise ValueError("a split of pairs holds as many premises, hypotheses and int64 labels")
+        for number, pair in enumerate(zip(self.premises, self.hypotheses, strict=True)):
+            if strange := [text for text in pair if not isinstance(text, str)]:
+                raise ValueError(f"pair {number} of a split of pairs holds {strange[0]!r}, which is no text")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,7 +87,8 @@ class PairTask:
     `origin` is "real" (written by people) or "generated" (by our own grammar). The three splits share no pair.
 
     Raises:
-        ValueError: a label outside the task's classes, or a pair that stands in two splits.
+        ValueError: fewer than two classes, an empty split, a label outside the task's classes, or a pair that stands in
+            two splits.
     """
 
     name: str
@@ -93,8 +99,12 @@ class PairTask:
     test: PairSplit
 
     def __post_init__(self):
+        require_task_name(self.name)
+        if len(set(self.allowed)) < 2 or not set(self.allowed) <= set(range(len(LABELS))):
+            raise ValueError(f"{self.name}: allowed are two or more of 0 to {len(LABELS) - 1}, not {self.allowed}")
         seen: set[tuple[str, str]] = set()
         for kind, split in self.splits.items():
+            require_examples(self.name, kind, len(split), "pairs")
             strange = set(split.labels.tolist()) - set(self.allowed)
             if strange:
                 names = ", ".join(LABELS[label] for label in self.allowed)

@@ -26,11 +26,28 @@ DECODING = 2  # raise it whenever `whole`, `reduced` or `cropped` change
 SHORTER = 288  # pixels of the shorter side of a picture that is kept for training, at most
 
 
+def of_8_bits(picture: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits as one of 8, v / 257 rounded: Pillow itself would cut all above 255 to white. Any other
+    picture as it is.
+
+    Raises:
+        ValueError: a picture of floating-point numbers, of which nobody says what is white.
+    """
+    if picture.mode == "F":
+        raise ValueError("it holds floating-point numbers; pictures have 8 or 16 bits")
+    if not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture).astype(np.float64) / 257
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+
 def whole(picture: Image.Image, size: int) -> Tensor:
     """A picture for evaluation, uint8 (3, size, size): shorter side to `size` (bicubic), centre crop, RGB.
 
-    The same pixels as open_clip's evaluation transform has before it divides by 255.
+    The same pixels as open_clip's evaluation transform has before it divides by 255 (of 16 bits: see `of_8_bits`). So
+    grey becomes three equal channels, transparency is left out, and CMYK becomes RGB as Pillow has it.
     """
+    picture = of_8_bits(picture)
     resized = pictures.resize(picture, [size], interpolation=BICUBIC)
     return pictures.pil_to_tensor(pictures.center_crop(resized, [size, size]).convert("RGB"))
 
@@ -38,7 +55,7 @@ def whole(picture: Image.Image, size: int) -> Tensor:
 def reduced(picture: Image.Image) -> np.ndarray:
     """A picture for training, uint8 (h, w, 3), RGB: the shorter side at most `SHORTER` (bicubic), the other in
     proportion."""
-    picture = picture.convert("RGB")
+    picture = of_8_bits(picture).convert("RGB")
     if min(picture.size) > SHORTER:
         picture = pictures.resize(picture, [SHORTER], interpolation=BICUBIC)
     return np.array(picture)
@@ -104,7 +121,10 @@ class StoredSplit:
         self.table, self.rows, self.size, self.cache, self.identity, self.name = (
             table, rows, size, cache, identity, name,
         )  # fmt: skip
-        self.labels = torch.tensor(np.asarray(table.data.column("label")), dtype=torch.int64)[rows]
+        labels = np.asarray(table.data.column("label"))
+        if not np.issubdtype(labels.dtype, np.integer):  # of a missing one NumPy makes NaN, and of that torch a number
+            raise ValueError(f"vision8: {name}: labels are whole numbers, one a picture, not {labels.dtype}")
+        self.labels = torch.tensor(labels, dtype=torch.int64)[rows]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -177,7 +197,7 @@ class StoredSplit:
 
     def _reduced(self, numbers: list[int]) -> Iterator[np.ndarray]:
         if "_places" not in self.__dict__ and read_places(self.training_file, len(self)) is None:
-            return (reduced(self.table[row]["image"]) for row in self.rows[numbers].tolist())
+            return (self._picture(row, reduced) for row in self.rows[numbers].tolist())
         starts, highs, wides = self._places[numbers].T.tolist()
         return (
             self._pixels[start : start + 3 * h * w].reshape(h, w, 3)
@@ -245,4 +265,14 @@ class StoredSplit:
     def _made(self, rows: Tensor, make: Callable[[Image.Image], np.ndarray]) -> Iterator[np.ndarray]:
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(rows), 256):
-                yield from pool.map(lambda row: make(self.table[row]["image"]), rows[start : start + 256].tolist())
+                yield from pool.map(lambda row: self._picture(row, make), rows[start : start + 256].tolist())
+
+    def _picture(self, row: int, make: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+        """What `make` makes of the picture in a row of the table; ValueError, which names it, where there is none."""
+        try:
+            picture = self.table[row]["image"]
+            if picture is None:
+                raise ValueError("there is none")
+            return make(picture)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"vision8: {self.name}: row {row} is no picture that can be decoded: {error}") from None

@@ -24,7 +24,7 @@ from saftnb.suites.pairs import PairSuite, PairTask
 from saftnb.suites.pocket import POCKET_TASKS, pocket_task, thimble_task
 from saftnb.suites.pocket_nli import POCKET_NLI_TASKS, THIMBLE_NLI_TASKS, THIMBLE_SIZES, pocket_nli_task
 from saftnb.suites.stored import DECODING
-from saftnb.suites.task import Task, resample
+from saftnb.suites.task import Split, Task, resample
 from saftnb.suites.vision8 import SOURCES, SPLITS, kept_head, require_whole, vision8_task
 from saftnb.task_vector import TaskVector
 
@@ -119,7 +119,15 @@ class Suite:
         return tower if vector is None else vector.apply_to(tower)
 
     def classifier(self, task: str, tower: nn.Module | None = None) -> ImageClassifier:
-        """`tower` (by default a fresh copy of the pre-trained one) with the task's head, in evaluation mode."""
+        """`tower` (by default a fresh copy of the pre-trained one) with the task's head, in evaluation mode.
+
+        Raises:
+            ValueError: the task's pictures are not of the size that the backbone takes.
+        """
+        test, size = self.tasks[task].test, self.backbone.image_size
+        there = tuple(test.images.shape[2:]) if isinstance(test, Split) else (test.size,) * 2
+        if there != (size, size):
+            raise ValueError(f"{task}: pictures of {there} pixels; {self.backbone.name} takes {(size, size)}")
         return self.with_head(self.tower() if tower is None else tower, self.head(task))
 
     def with_head(self, tower: nn.Module, head: Tensor) -> ImageClassifier:
@@ -168,8 +176,8 @@ def load_suite(
         ValueError: unknown suite, backbone, splits or precision, or a split below 0 (or above, for pairs).
         FileNotFoundError: data or weights of "vision8" are missing, or not whole.
     """
-    if split < 0:
-        raise ValueError(f"split is 0 or more, not {split}")
+    if type(split) is not int or split < 0:
+        raise ValueError(f"split is 0 or more, not {split!r}")
     if precision not in PRECISIONS or (name in _PAIR_SUITES and precision != "float32"):
         known = "float32 alone for language models" if name in _PAIR_SUITES else f"one of {', '.join(PRECISIONS)}"
         raise ValueError(f"precision is {known}, not {precision!r}")
@@ -180,8 +188,8 @@ def load_suite(
     if name in _PAIR_SUITES:
         if split:
             raise ValueError(f"suite {name!r} has one deal of its pairs, split 0")
-        if max_length < 8:
-            raise ValueError(f"max_length is 8 tokens or more, not {max_length}")
+        if type(max_length) is not int or max_length < 8:
+            raise ValueError(f"max_length is 8 tokens or more, not {max_length!r}")
         return _pairs(name, backbone, max_length)
     if name == "pocket":
         loaders = {task: partial(pocket_task, task) for task in POCKET_TASKS}
@@ -200,6 +208,11 @@ def _pairs(name: str, backbone: str, max_length: int) -> PairSuite:
     if name == "nli6":
         require_nli()
     model = load_sequence_backbone(backbone or (NLI6_BACKBONE if name == "nli6" else "minilm"))
+    tables = [
+        m.num_embeddings for n, m in model.model.named_modules() if "position" in n and isinstance(m, nn.Embedding)
+    ]
+    if tables and max_length > min(tables):  # without such a table, as Llama, any length will do
+        raise ValueError(f"max_length is at most {min(tables)}, the positions that {model.name} has, not {max_length}")
     model = replace(model, max_length=max_length)
     if name == "nli6":
         loaders = {task: partial(nli6_task, task, model) for task in PAIR_SOURCES}

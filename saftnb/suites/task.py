@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,8 +20,12 @@ class Split:
     labels: Tensor
 
     def __post_init__(self):
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.labels.dtype != torch.int64:
-            raise ValueError("a split holds uint8 images (n, 3, h, w) and int64 labels (n,)")
+        images, labels = (_kind(value) for value in (self.images, self.labels))
+        whole = isinstance(self.images, Tensor) and self.images.ndim == 4 and self.images.shape[1] == 3
+        if not whole or self.images.dtype != torch.uint8 or not all(self.images.shape[2:]):
+            raise ValueError(f"a split holds uint8 images (n, 3, h, w), not {images}")
+        if not isinstance(self.labels, Tensor) or self.labels.dtype != torch.int64 or self.labels.ndim != 1:
+            raise ValueError(f"a split of pictures holds int64 labels (n,), not {labels}")
         if len(self.images) != len(self.labels):
             raise ValueError(f"{len(self.images)} images but {len(self.labels)} labels")
 
@@ -70,8 +75,9 @@ class Task:
     Every template holds one `{}` for the class name. The three splits share no picture.
 
     Raises:
-        ValueError: no template, one without `{}`, labels out of range, or a picture that
-            stands in two splits.
+        ValueError: fewer than two classes (one alone is always right: its accuracy says nothing), a class name that is
+            empty, no text, or there twice; no template, or one without `{}`; an empty split, pictures of two sizes,
+            labels out of range, or a picture that stands in two splits.
     """
 
     name: str
@@ -83,12 +89,23 @@ class Task:
     test: Split
 
     def __post_init__(self):
-        if not self.prompts or any(prompt.count("{}") != 1 for prompt in self.prompts):
-            raise ValueError(f"{self.name}: needs prompt templates with one {{}} each, got {self.prompts}")
+        require_task_name(self.name)
+        _require_class_names(self.name, self.class_names)
+        if isinstance(self.prompts, str) or not self.prompts or not all(map(_is_template, self.prompts)):
+            raise ValueError(f"{self.name}: needs prompt templates with one {{}} each, got {self.prompts!r}")
+        sizes = {tuple(split.images.shape[2:]) for split in self.splits.values() if isinstance(split, Split)}
+        if len(sizes) > 1:
+            raise ValueError(f"{self.name}: the splits' pictures are of different sizes, {sorted(sizes)}")
         seen: set[bytes] = set()
         for kind, split in self.splits.items():
-            if not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(self.class_names):
-                raise ValueError(f"{self.name}: the {kind} labels do not lie in 0 to {len(self.class_names) - 1}")
+            require_examples(self.name, kind, len(split), "pictures")
+            outside = (split.labels < 0) | (split.labels >= len(self.class_names))
+            if outside.any():
+                row = int(outside.nonzero()[0])
+                raise ValueError(
+                    f"{self.name}: the {kind} labels do not lie in 0 to {len(self.class_names) - 1}: "
+                    f"picture {row} has {int(split.labels[row])}"
+                )
             pictures = split.identities()
             if seen & pictures:
                 raise ValueError(f"{self.name}: {len(seen & pictures)} pictures of {kind} stand in another split too")
@@ -102,6 +119,39 @@ class Task:
     def sha256(self) -> str:
         parts = [split.sha256 for split in self.splits.values()] + list(self.class_names) + list(self.prompts)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def require_task_name(name: object) -> None:
+    """Raises ValueError unless a task's name can be part of a folder's."""
+    if not isinstance(name, str) or not name or "/" in name or "\0" in name:
+        raise ValueError(f"a task's name is text without '/', not {name!r}")
+
+
+def require_examples(task: str, kind: str, count: int, what: str) -> None:
+    """Raises ValueError for a split without any."""
+    if not count:
+        raise ValueError(f"{task}: the {kind} split is empty; each split needs {what}")
+
+
+def _require_class_names(task: str, names: Sequence[str]) -> None:
+    if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"{task}: class names are a tuple of texts that are not empty, got {names!r}")
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise ValueError(f"{task}: two classes are called {twice[0]!r}: their zero-shot heads would be the same")
+    if len(names) < 2:
+        only = f"{names[0]!r} alone" if names else "no class"
+        raise ValueError(f"{task}: {only}; a task tells two classes or more apart")
+
+
+def _is_template(prompt: object) -> bool:
+    try:
+        return isinstance(prompt, str) and prompt.count("{}") == 1 and bool(prompt.format("x"))
+    except (ValueError, LookupError):  # other braces
+        return False
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def random_resized_crop(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
@@ -132,8 +182,11 @@ def divide(images: np.ndarray, labels: np.ndarray, sizes: dict[str, int], seed: 
         seed: decides the deal.
 
     Raises:
-        ValueError: fewer distinct pictures than asked for.
+        ValueError: fewer distinct pictures than asked for, or labels that are no whole numbers, one a picture.
     """
+    labels = np.asarray(labels)
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{len(images)} images need as many whole labels (n,), not {labels.dtype} {labels.shape}")
     _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
     if len(first) < sum(sizes.values()):
         raise ValueError(f"{sum(sizes.values())} pictures wanted, {len(first)} distinct ones present")

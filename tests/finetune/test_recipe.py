@@ -16,14 +16,8 @@ def test_named_recipes_differ_in_the_optimizer_and_share_the_rest_of_the_budget(
         assert (sgd.steps, sgd.batch_size, sgd.clip_norm) == (saft.steps, saft.batch_size, saft.clip_norm)
 
 
-def test_changes_make_another_recipe_and_unknown_ones_are_refused():
+def test_changes_make_another_recipe():
     assert recipe("sgd", "pocket", lr=0.5).lr == 0.5
-    with pytest.raises(ValueError, match="a recipe has no speed"):
-        recipe("sgd", "pocket", speed=2)
-    with pytest.raises(ValueError, match="has no recipe 'adam'; its recipes: sgd, saft, "):
-        recipe("adam", "pocket")
-    with pytest.raises(ValueError, match="no recipes for suite 'x'"):
-        recipe("sgd", "x")
 
 
 @pytest.mark.parametrize("suite", ["pocket", "thimble"])
@@ -56,29 +50,6 @@ def test_a_name_may_carry_changes():
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=message):
             recipe(wrong, "pocket")
-
-
-@pytest.mark.parametrize(
-    ("changes", "rule"),
-    [
-        ({"optimizer": "adam"}, "optimizer is one of adamw, sam, asam, asam-kwon, not 'adam'"),
-        ({"scope": "half"}, "scope is one of full"),
-        ({"steps": 0}, "at least 1"),
-        ({"warmup": 200}, "warmup lies in"),
-        ({"lr": float("nan")}, "lr is 0 or more"),
-        ({"rho": 0.5}, "adamw takes no rho"),
-        ({"optimizer": "sam"}, "sam needs rho"),
-        ({"crop": -0.1}, "crop lies in"),
-        ({"label_smoothing": 1.0}, "label_smoothing lies in"),
-        ({"clip_norm": 0.0}, "clip_norm is above 0"),
-        ({"weight_decay": -1.0}, "weight_decay is 0 or more"),
-        ({"stop_at": 1.5}, "stop_at is an accuracy from 0 to 1, not 1.5"),
-    ],
-)
-def test_bad_values_are_refused_in_one_line(changes, rule):
-    with pytest.raises(ValueError, match=rule) as caught:
-        Recipe("x", **{"optimizer": "adamw"} | changes)
-    assert "\n" not in str(caught.value)
 
 
 @given(st.integers(2, 400), st.data())

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saftnb.suites import LABELS, PairSplit, PairTask, load_suite
+from saftnb.suites import LABELS, load_suite
 from saftnb.suites.grammar import _ADJECTIVES, _KINDS, PARTS, PHENOMENA, Sentence, pairs, relation
 from saftnb.suites.nli6 import PAIR_SOURCES, nli6_task, nli_fault
 from saftnb.suites.pocket_nli import SIZES
@@ -226,21 +226,6 @@ def test_a_pair_of_two_splits_stays_in_test(data, tmp_path, monkeypatch):
     backbone = load_suite("nli6", backbone="tiny-llama").backbone
     task = nli6_task("sick", backbone)
     assert (len(task.train), len(task.test)) == (60, 24)
-
-
-def split(texts, labels, backbone):
-    return PairSplit(tuple(texts), tuple(texts), torch.tensor(labels), backbone.tokenize)
-
-
-def test_a_task_refuses_labels_outside_its_classes_and_shared_pairs():
-    backbone = load_suite("nli6", backbone="tiny-llama").backbone
-    one, two, three = (split([f"story {i}"], [0], backbone) for i in range(3))
-    with pytest.raises(
-        ValueError, match="x: the validation pairs have the label 1; its classes: entailment, contradiction"
-    ):
-        PairTask("x", "real", (0, 2), one, split(["a"], [1], backbone), three)
-    with pytest.raises(ValueError, match="1 pairs of test stand in another split"):
-        PairTask("x", "real", (0, 2), one, two, one)
 
 
 def test_an_epoch_has_every_pair_once_and_little_padding():

@@ -57,16 +57,8 @@ def test_the_hash_sees_pictures_labels_and_prompts():
 def test_bad_tasks_and_splits_are_refused():
     images, labels = toy(20, 2)
     parts = divide(images, labels, {"train": 8, "validation": 4, "test": 4}, 0)
-    with pytest.raises(ValueError, match="needs prompt templates"):
-        Task("toy", "real", ("a", "b"), ("a {}", "the"), **parts)
-    with pytest.raises(ValueError, match="do not lie in 0 to 0"):
-        Task("toy", "real", ("a",), ("a {}", "the {}"), **parts)
     with pytest.raises(ValueError, match="4 pictures of test stand in another split"):
         Task("toy", "real", ("a", "b"), ("a {}", "the {}"), **parts | {"test": parts["validation"]})
-    with pytest.raises(ValueError, match="uint8"):
-        Split(parts["test"].images.float(), parts["test"].labels)
-    with pytest.raises(ValueError, match="4 images but 3 labels"):
-        Split(parts["test"].images, parts["test"].labels[:3])
     assert torch.equal(parts["test"][:2].images, parts["test"].images[:2])
 
 
