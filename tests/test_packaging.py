@@ -221,3 +221,19 @@ def test_each_event_in_the_guides_table_has_the_test_that_it_names():
         named = [name for name in re.findall(r"`([^`]+)`", row.split("|")[4]) if not name.endswith(".py")]
         assert named, row
         assert set(named) <= set(defined), row
+
+
+def test_each_promise_has_the_test_that_it_names():
+    text = (ROOT / "tests" / "README.md").read_text()
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"^def (test_\w+)", tests, re.MULTILINE))
+    rows = [row for row in text.splitlines() if row.startswith("| ") and "| command |" not in row]
+    assert len(rows) > 25
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for row in rows:
+        for name in re.findall(r"`([^`]+)`", "|".join(row.split("|")[2:])):
+            words = name.split()
+            places = words[1:] if words[0] == "pytest" else [name] if "/" in name else []
+            assert all((ROOT / place).exists() for place in places), row
+            assert words[0] != "make" or words[1] in targets, row
+            assert not name.startswith("test_") or name in defined, row
