@@ -8,6 +8,7 @@ started again on another one.
 
 import os
 import secrets
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -193,15 +194,16 @@ def _fault(marks: dict[str, str], notebooks: list[str], library: str) -> str | N
 def _run(run: Run, cpus: int, with_gpus: bool, again: bool, environment: dict[str, str]) -> dict[str, Any]:
     """`run_one` on a node; where it raises, that as data: exceptions may not survive the way back."""
     os.environ.update(environment)
-    stop = Event()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a cluster that a script started in its background
+    stop = Event()  # ignores it, and would never hear that the run is cancelled
     gpus = None if with_gpus else ()  # Ray has named those that it gives
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run_one, run, cpus, gpus, stop, again)
-        while not running.done():
-            try:
+        try:
+            while not running.done():
                 time.sleep(0.1)
-            except KeyboardInterrupt:  # how Ray cancels a task
-                stop.set()
+        except KeyboardInterrupt:  # how Ray cancels a task
+            stop.set()
         try:
             return running.result()
         except (Elsewhere, Stopped, OSError) as error:

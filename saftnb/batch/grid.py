@@ -167,10 +167,9 @@ def _numbers(source: GridFile, place: Place, given: Mapping[str, Any], keys: tup
     return found
 
 
-def _resources(source: GridFile, place: Place, given: Any) -> dict[str, Any]:
-    return _numbers(
-        source, place, source.keys(place, {} if given is None else given, RESOURCE_KEYS, "resources"), RESOURCE_KEYS
-    )
+def _resources(source: GridFile, place: Place, value: Any) -> dict[str, Any]:
+    given = source.keys(place, {} if value is None else value, RESOURCE_KEYS, "resources")
+    return _numbers(source, place, given, RESOURCE_KEYS)
 
 
 def _notebook(source: GridFile, place: Place, entry: Any) -> Notebook:

@@ -294,6 +294,14 @@ def test_retry_failed_takes_up_what_failed_and_what_waited_for_it(copy) -> None:
     assert lines[1] == f"left out {copy.runs[1].id} (task=y, lr=1.0): new"
 
 
+def test_planning_reads_every_manifest_once(copy, monkeypatch) -> None:
+    read, looked = Path.read_text, []
+    monkeypatch.setattr(Path, "read_text", lambda path, **how: looked.append(path) or read(path, **how))
+    plans.plan(copy, retry_failed=True)
+    manifests_read = [path for path in looked if path.name == "manifest.json"]
+    assert sorted(manifests_read) == sorted(run.folder.manifest_file for run in copy.runs)
+
+
 def test_only_takes_what_matches_and_what_it_comes_after(copy) -> None:
     ids = {run.id: run.notebook.name for run in copy.runs}
     assert {ids[i] for i in plans.plan(copy, only=["sil*"]).todo} == {"silent", "dies"}
