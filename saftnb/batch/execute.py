@@ -12,7 +12,6 @@ import re
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,12 +91,11 @@ class _Kernel(AsyncKernelManager):
             pass
 
 
-def execute(parameters: dict[str, Any], cwd: str, sockets: str | None = None) -> dict[str, str]:
+def execute(parameters: dict[str, Any], cwd: str) -> dict[str, str]:
     """Run the notebook with these parameters; returns its ``status`` and, unless done, the ``reason``."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    _Kernel.sockets = sockets or tempfile.mkdtemp(prefix="saftnb-")
     try:
         notebook = papermill.execute_notebook(
             HERE.notebook_file,
@@ -196,7 +194,7 @@ def _code_cells() -> list[dict[str, Any]]:
 def _kill_kernels() -> None:
     for kernel in _Kernel.started:
         kernel.kill_group()
-        shutil.rmtree(kernel.sockets, ignore_errors=True)
+    shutil.rmtree(_Kernel.sockets, ignore_errors=True)  # a launcher that was killed cannot
 
 
 def _is_true(line: logging.LogRecord) -> bool:
@@ -214,6 +212,7 @@ def _follow_launcher(stdin: int) -> None:
 def main() -> None:
     """Read the job, run it, write the outcome."""
     job = json.loads(sys.stdin.readline())
+    _Kernel.sockets = job.pop("sockets")
     threading.Thread(target=_follow_launcher, args=(sys.stdin.fileno(),), daemon=True).start()
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_is_true)
