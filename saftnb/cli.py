@@ -186,7 +186,7 @@ def _keep(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    with _refusing(ValueError, FileNotFoundError):
+    with _refusing(ValueError, OSError):
         if not options.runs.is_dir():
             raise FileNotFoundError(f"{options.runs}: no such folder of runs")
         from saftnb.publish import publish_runs

@@ -46,6 +46,8 @@ def whole_file(path: Path, *, durable: bool = True, alone: bool = False) -> Iter
         if durable:
             sync(part)
         os.replace(part, path)
+        if alone:
+            temporary.rmdir()  # said aloud where it fails: `path` may be in a folder that becomes a result
         if durable:
             sync(path.parent)
 

@@ -175,6 +175,20 @@ def test_a_dead_holder_does_not_block_and_a_live_one_is_named(tmp_path, capfd):
     assert not lock.exists()
 
 
+def test_a_lock_file_that_cannot_be_removed_is_unlocked(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "unlink", partial(_refuse, errno.EROFS))
+        with locked(tmp_path / "a.lock", "works"):
+            pass
+    assert (tmp_path / "a.lock").exists()
+    descriptor = os.open(tmp_path / "a.lock", os.O_RDWR)
+    disk.fcntl.flock(descriptor, disk.fcntl.LOCK_EX | disk.fcntl.LOCK_NB)
+    os.close(descriptor)
+    with locked(tmp_path / "a.lock", "works"):
+        pass
+    assert not (tmp_path / "a.lock").exists()
+
+
 def test_a_file_system_without_locks_is_said_in_a_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(disk.fcntl, "flock", partial(_refuse, errno.ENOSYS))
     with locked(tmp_path / "a.lock", "works"):
@@ -201,5 +215,5 @@ def test_doctor_says_where_locks_hold(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".lock*"))
 
 
-def _refuse(number, *_):
+def _refuse(number, *_, **__):
     raise OSError(number, os.strerror(number))

@@ -31,6 +31,7 @@ from saftnb.task_vector import TaskVector, save_tensors
 Found = TypeVar("Found")
 _FILES = ("task_vector.safetensors", "history.csv")
 _HEAD = "head.safetensors"
+_OWN = "manifest_sha256"  # in a manifest, of all else in it
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,7 @@ def write(inputs: dict, fill: Callable[[Path], None], root: Path | None = None, 
         fill(part)
         manifest = {"fingerprint": fingerprint(inputs), "inputs": inputs, **more}
         manifest["sha256"] = {path.name: _sha256(path) for path in sorted(part.iterdir())}
+        manifest[_OWN] = fingerprint(manifest)
         (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     used_checkpoint(final, manifest["fingerprint"])
     return manifest
@@ -97,25 +99,41 @@ def write(inputs: dict, fill: Callable[[Path], None], root: Path | None = None, 
 def read(
     inputs: dict, take: Callable[[Path, dict], Found], files: Sequence[str], root: Path | None = None
 ) -> Found | None:
-    """What `take` makes of the folder of these inputs and its manifest; None where there is none, or (with a warning)
-    where it is damaged: it lacks one of `files`, or a file does not have its hash."""
+    """What `take` makes of the folder of these inputs and its manifest; None where there is none, or (with a warning
+    that names the file) where it is damaged: it lacks one of `files`, or a file does not have its hash."""
     folder = (root or store_root()) / folder_name(inputs)
     if not (folder / "manifest.json").is_file():
         return None
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        whole = manifest["fingerprint"] == fingerprint(inputs)
-        whole = whole and set(files) <= manifest["sha256"].keys()
-        whole = whole and all(_sha256(folder / name) == wanted for name, wanted in manifest["sha256"].items())
-        found = take(folder, manifest) if whole else None
-    except (OSError, ValueError, KeyError):
-        found = None
-    if found is None:
-        warnings.warn(f"checkpoint {folder.name} is damaged and is trained again", stacklevel=4)
+        manifest = _manifest(folder, inputs, files)
+        for name, wanted in manifest["sha256"].items():
+            if _sha256(folder / name) != wanted:
+                raise ValueError(f"{name} does not have its hash")
+        found = take(folder, manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        missing = isinstance(error, FileNotFoundError) and error.filename is not None
+        why = f"{Path(error.filename).name} is missing" if missing else str(error)
+        warnings.warn(f"checkpoint {folder.name} is damaged and is trained again: {why}", stacklevel=4)
         return None
     _tidy(folder)
     used_checkpoint(folder, manifest["fingerprint"])
     return found
+
+
+def _manifest(folder: Path, inputs: dict, files: Sequence[str]) -> dict:
+    """The manifest of a folder. Raises ValueError where it is not whole, or not of these inputs and files."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        own = manifest.pop(_OWN, None)  # which the first manifests did not have
+        if own is not None and own != fingerprint(manifest):
+            raise ValueError("it does not have its hash")
+        if manifest["fingerprint"] != fingerprint(inputs) or manifest["inputs"] != json.loads(json.dumps(inputs)):
+            raise ValueError("it is another's")
+        if not set(files) <= manifest["sha256"].keys():
+            raise ValueError("it lacks a file")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"manifest.json cannot be believed ({error})") from None
+    return manifest
 
 
 def _tidy(folder: Path) -> None:

@@ -12,8 +12,8 @@ from tests.faults.injector import works_here
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """An empty folder, in memory where that is possible: fsync takes its time on a disk. Leftovers of dead processes are
-    swept at once, not after a minute."""
+    """An empty folder, in memory where that is possible: fsync takes its time on a disk. Leftovers of dead processes
+    are swept at once, not after a minute."""
     if not works_here():
         pytest.skip("this system has no notifications of system calls (Linux's seccomp)")
     monkeypatch.setattr(disk, "HERE", -1.0)
