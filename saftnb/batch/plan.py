@@ -114,8 +114,7 @@ def plan(
         reason = reason_to_run(run, library, here) or anyway
         seconds = folder.seconds or run.budget
         steps.append(Step(run, reason, entry if reason else None, run.id not in wanted, anyway is not None, seconds))
-    stale = {step.run.id for step in steps if step.reason}
-    later = _reached(stale & wanted, lambda run_id: behind[run_id] if run_id in wanted else ())
+    later = _reached({step.run.id for step in steps if step.reason}, behind.__getitem__)
     after = (replace(step, reason=step.reason or LATER) if step.run.id in later else step for step in steps)
     return Plan(grid, tuple(after), library)
 

@@ -180,6 +180,18 @@ def test_a_run_that_another_launcher_has_waits_while_others_go_on(stage) -> None
     assert time.monotonic() - began > 2 * PAUSE
 
 
+def test_what_another_launcher_did_meanwhile_is_not_forced_a_second_time(stage, monkeypatch) -> None:
+    stage.taken, forced = {"a0": 1}, []
+
+    def watched(run, threads, gpus, stop, again):
+        forced.append(again)
+        return stage.run_one(run, threads, gpus, stop, again)
+
+    monkeypatch.setattr(local, "run_one", watched)
+    assert set(run_grid(stage.grid("runs: [{notebook: a}]"), force=True, say=lambda _: None).values()) == {"done"}
+    assert forced == [True, False]
+
+
 def test_a_failure_blocks_only_what_waits_for_it(stage) -> None:
     stage.bad = {"a"}
     lines: list[str] = []
