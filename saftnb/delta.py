@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
+
+Scalar = TypeVar("Scalar")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,10 +60,14 @@ class LowRank:
         """B A, (O, I)."""
         return self.B @ self.A
 
-    def to(self, *args, **kwargs) -> LowRank:
+    def to(self, *args: Any, **kwargs: Any) -> LowRank:
         """Both factors through `Tensor.to`."""
         return LowRank(self.B.to(*args, **kwargs), self.A.to(*args, **kwargs))
 
+    @overload
+    def __add__(self, other: LowRank) -> LowRank: ...
+    @overload
+    def __add__(self, other: Tensor) -> Tensor: ...
     def __add__(self, other: LowRank | Tensor) -> LowRank | Tensor:
         if isinstance(other, Tensor):
             return self.dense() + other
@@ -72,6 +79,10 @@ class LowRank:
 
     __radd__ = __add__
 
+    @overload
+    def __sub__(self, other: LowRank) -> LowRank: ...
+    @overload
+    def __sub__(self, other: Tensor) -> Tensor: ...
     def __sub__(self, other: LowRank | Tensor) -> LowRank | Tensor:
         return self + (-other)
 
@@ -103,7 +114,7 @@ def require_floating(value: object, what: str) -> None:
         raise ValueError(f"{what} is {value.dtype}, which PyTorch cannot add: convert it to bfloat16 or float32 first")
 
 
-def finite(scalar: object) -> object:
+def finite(scalar: Scalar) -> Scalar:
     try:
         fits = not isinstance(scalar, Real) or math.isfinite(scalar)
     except OverflowError:  # an int beyond all floats

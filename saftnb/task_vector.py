@@ -12,12 +12,12 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from importlib import import_module
 from numbers import Real
-from operator import add, sub
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,7 +41,7 @@ class TaskVector(Mapping[str, Delta]):
     Raises ValueError on what is no mapping, a name that is no string or a delta that is no floating tensor.
     """
 
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]  (a Mapping has none)
     __eq__ = object.__eq__
     __array_ufunc__ = None  # so that numpy's scalars leave `*` to us
 
@@ -70,7 +70,9 @@ class TaskVector(Mapping[str, Delta]):
         """
         base, tuned = (_parameters(state) if isinstance(state, nn.Module) else state for state in (base, tuned))
         require_same_parameters(base, tuned, "base", "tuned")
-        deltas, first, statistics = {}, {}, []
+        deltas: dict[str, Tensor] = {}
+        first: dict[Hashable, str] = {}
+        statistics: list[str] = []
         for name in base:
             before, after = base[name], tuned[name]
             if name.rpartition(".")[2] in STATISTICS:
@@ -117,13 +119,13 @@ class TaskVector(Mapping[str, Delta]):
         return TaskVector({name: f(delta, other[name]) for name, delta in self.items()})
 
     def __add__(self, other: TaskVector) -> TaskVector:
-        return self._zip(other, add)
+        return self._zip(other, lambda mine, theirs: mine + theirs)
 
     def __radd__(self, other: int) -> TaskVector:
         return self if isinstance(other, int) and other == 0 else NotImplemented  # so that sum(vectors) works
 
     def __sub__(self, other: TaskVector) -> TaskVector:
-        return self._zip(other, sub)
+        return self._zip(other, lambda mine, theirs: mine - theirs)
 
     def __neg__(self) -> TaskVector:
         return self._map(lambda delta: -delta)
@@ -148,7 +150,7 @@ class TaskVector(Mapping[str, Delta]):
         """The same task vector with every LowRank multiplied out."""
         return self._map(lambda delta: delta.dense() if isinstance(delta, LowRank) else delta)
 
-    def to(self, *args, **kwargs) -> TaskVector:
+    def to(self, *args: Any, **kwargs: Any) -> TaskVector:
         """Every tensor through `Tensor.to`: a device, a dtype or both."""
         return self._map(lambda delta: delta.to(*args, **kwargs))
 
@@ -182,7 +184,7 @@ class TaskVector(Mapping[str, Delta]):
                 targets[name].copy_(summed(targets[name], self[name]))
         return model
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file, a LowRank as `<name>::B` and `<name>::A`, exactly (dtypes are kept).
 
         Written beside `path` under a temporary name, synced and renamed: `path` is the old file or the whole
@@ -211,8 +213,9 @@ class TaskVector(Mapping[str, Delta]):
         return tensors
 
     def to_adapter(
-        self, folder: str | os.PathLike, *, base: str = "", revision: str = "", more: Mapping[str, object] | None = None
-    ) -> Path:
+        self, folder: str | os.PathLike[str], *, base: str = "", revision: str = "",
+        more: Mapping[str, object] | None = None,
+    ) -> Path:  # fmt: skip
         """Writes low-rank deltas of weights as one LoRA adapter in PEFT's own format, α = r; returns the folder.
 
         Layers may differ in rank. Each file is renamed into place when it is whole, the weights first. `base`,
@@ -236,7 +239,7 @@ class TaskVector(Mapping[str, Delta]):
             "use_rslora": False, "use_dora": False, "init_lora_weights": True, "modules_to_save": None,
             **(more or {}),
         }  # fmt: skip
-        state = {}
+        state: dict[str, Tensor] = {}
         for layer, delta in layers.items():
             state[f"base_model.model.{layer}.lora_B.weight"] = delta.B
             state[f"base_model.model.{layer}.lora_A.weight"] = delta.A
@@ -251,7 +254,7 @@ class TaskVector(Mapping[str, Delta]):
         return folder
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> TaskVector:
+    def load(cls, path: str | os.PathLike[str]) -> TaskVector:
         """Reads what `save` wrote, onto the CPU. Raises ValueError on any other file, and on one whose values do not
         match its checksum (files that were written before there was one are taken as they are)."""
         try:
@@ -276,7 +279,7 @@ class TaskVector(Mapping[str, Delta]):
         return cls(deltas)
 
 
-def require_same_parameters(first: Mapping, second: Mapping, one: str, other: str) -> None:
+def require_same_parameters(first: Mapping[str, Delta], second: Mapping[str, Delta], one: str, other: str) -> None:
     """Raises ValueError, naming the first difference, unless both have the same names and shapes."""
     for a, b, has, lacks in ((first, second, one, other), (second, first, other, one)):
         extra = [name for name in a if name not in b]
@@ -293,7 +296,7 @@ def _parameters(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
-def _place(tensor: Tensor) -> tuple:
+def _place(tensor: Tensor) -> Hashable:
     """Where a tensor lies in memory, or something of its own where it lies nowhere."""
     storage = tensor.untyped_storage()
     where = storage.data_ptr() if storage.nbytes() else id(tensor)
@@ -302,7 +305,8 @@ def _place(tensor: Tensor) -> tuple:
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous on the CPU, none sharing memory with another, as safetensors demands."""
-    apart, seen = {}, set()
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.cpu().contiguous()
         start = tensor.untyped_storage().data_ptr()
@@ -329,7 +333,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
