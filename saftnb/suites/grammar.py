@@ -10,10 +10,12 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 LABELS = ("entailment", "neutral", "contradiction")
 PARTS = ("train", "validation", "test")
-World = tuple
+World = tuple[Any, ...]  # what each phenomenon makes of it
+Word = TypeVar("Word")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,9 @@ class Sentence:
 def relation(premise: Sentence, hypothesis: Sentence, worlds: Iterable[World]) -> int | None:
     """The label (an index of `LABELS`) by trying all worlds; None where the premise holds in none."""
     truths = {bool(hypothesis.holds(world)) for world in worlds if premise.holds(world)}
-    return {(): None, (True,): 0, (False,): 2, (False, True): 1}[tuple(sorted(truths))]
+    if not truths:
+        return None
+    return 1 if len(truths) == 2 else 0 if True in truths else 2
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------
@@ -121,7 +125,7 @@ _SEEN = (
 _NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
 
-def _fifths(words: Sequence, part: str) -> list:
+def _fifths(words: Sequence[Word], part: str) -> list[Word]:
     """The words of a part: three fifths for training, a fifth each for validation and test."""
     where = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}[part]
     return [word for number, word in enumerate(words) if number % 5 in where]
@@ -129,10 +133,11 @@ def _fifths(words: Sequence, part: str) -> list:
 
 # ---- phenomena ------------------------------------------------------------------------------------------------------
 
-Draw = Callable[[random.Random, str], tuple[Sentence, Sentence, list[World]]]
+Drawn = tuple[Sentence, Sentence, list[World]]
+Draw = Callable[[random.Random, str], Drawn]
 
 
-def _quantified(rng: random.Random, part: str):
+def _quantified(rng: random.Random, part: str) -> Drawn:
     """Quantifiers over a noun with or without adjective and an action with or without manner. A world is a set of
     individuals, each (has the adjective, acts, acts in that manner); at least one has the adjective, so that "every"
     has something to speak of."""
@@ -165,7 +170,7 @@ _CROWDS = [
 ]
 
 
-def _negated(rng: random.Random, part: str):
+def _negated(rng: random.Random, part: str) -> Drawn:
     """One negation or none, and complementary opposites. A world says whether the thing is the first of the two."""
     one, other = rng.choice(_fifths(list(_OPPOSITES), part))
     thing = rng.choice(_OPPOSITES[one, other].split())
@@ -182,7 +187,7 @@ def _negated(rng: random.Random, part: str):
     return sentence(plain + negative, words[0]), sentence(plain[:1], words[1]), [(True,), (False,)]
 
 
-def _of_a_kind(rng: random.Random, part: str):
+def _of_a_kind(rng: random.Random, part: str) -> Drawn:
     """Kinds of things, in sentences that some or no such thing makes true. A world says which of three things, two of
     one kind and one of another, and one more of the first kind, were found."""
     kinds = _fifths(list(_KINDS), part)
@@ -202,7 +207,7 @@ def _of_a_kind(rng: random.Random, part: str):
     return sentence(first, positive), sentence(second, positive), list(itertools.product((False, True), repeat=5))
 
 
-def _counted(rng: random.Random, part: str):
+def _counted(rng: random.Random, part: str) -> Drawn:
     """Bounds on a number. A world is a number from 0 to 14."""
     name, things = rng.choice(_fifths(_NAMES, part)), rng.choice(_fifths(_OBJECTS, part))
     verb = rng.choice(("has", "bought", "lost"))
@@ -222,7 +227,7 @@ def _counted(rng: random.Random, part: str):
     return premise, sentence(("more than", "fewer than", "exactly"), other), [(number,) for number in range(15)]
 
 
-def _implied(rng: random.Random, part: str):
+def _implied(rng: random.Random, part: str) -> Drawn:
     """Verbs that say whether what they speak of happened. A world says whether it did."""
     who = rng.choice((rng.choice(_fifths(_NAMES, part)), "the " + rng.choice(_fifths(_NOUNS, part))))
     _, past, plain = rng.choice(_fifths(_ACTIONS, part)).split(":")
@@ -237,7 +242,7 @@ def _implied(rng: random.Random, part: str):
     return premise, hypothesis, [(True,), (False,)]
 
 
-def _coordinated(rng: random.Random, part: str):
+def _coordinated(rng: random.Random, part: str) -> Drawn:
     """And, or, neither, but not. A world says which of three people acted."""
     names = rng.sample(_fifths(_NAMES, part), 3)
     _, past, plain = rng.choice(_fifths(_ACTIONS, part)).split(":")
@@ -290,7 +295,7 @@ def pairs(task: str, part: str, count: int, seed: int = 0) -> list[tuple[str, st
     wanted = {label: count // len(phenomenon.allowed) for label in phenomenon.allowed}
     for label in phenomenon.allowed[: count % len(phenomenon.allowed)]:
         wanted[label] += 1
-    found: dict[int, list] = {label: [] for label in phenomenon.allowed}
+    found: dict[int, list[tuple[str, str, int]]] = {label: [] for label in phenomenon.allowed}
     seen: set[tuple[str, str]] = set()
     tries = 0
     while any(len(found[label]) < wanted[label] for label in found):

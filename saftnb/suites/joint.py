@@ -45,7 +45,7 @@ def joint_labels(
     if protocol not in ("released", "unique"):
         raise ValueError(f"protocol is released or unique, not {protocol!r}")
     chosen = [suite.tasks[name] for name in tasks or suite.tasks]
-    places: dict[tuple, int] = {}
+    places: dict[tuple[object, ...], int] = {}
     names: list[str] = []
     templates: list[dict[str, None]] = []
     index = {}

@@ -41,7 +41,7 @@ class PairSource:
     hub: str
     config: str
     columns: tuple[str, str]
-    labels: Mapping[int | str, int]
+    labels: Mapping[int, int] | Mapping[int | str, int]
     sizes: tuple[int, ...]
     older: str = ""
     carved: float | None = None

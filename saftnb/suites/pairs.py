@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import cast
 
 import pandas as pd
 import torch
@@ -29,7 +30,7 @@ class PairSplit:
     labels: Tensor
     tokenize: Callable[[Sequence[str], Sequence[str]], Tokens]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         whole = isinstance(self.labels, Tensor) and self.labels.dtype == torch.int64 and self.labels.ndim == 1
         if not whole or not len(self.premises) == len(self.hypotheses) == len(self.labels):
             raise ValueError("a split of pairs holds as many premises, hypotheses and int64 labels")
@@ -98,7 +99,7 @@ class PairTask:
     validation: PairSplit
     test: PairSplit
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_task_name(self.name)
         if len(set(self.allowed)) < 2 or not set(self.allowed) <= set(range(len(LABELS))):
             raise ValueError(f"{self.name}: allowed are two or more of 0 to {len(LABELS) - 1}, not {self.allowed}")
@@ -162,7 +163,7 @@ class PairSuite:
         self.tasks[task]  # a KeyError that names the tasks
         return self.heads[task] if task in self.heads else initial_head(self.backbone.width)
 
-    def tower(self, vector: TaskVector | None = None, *, tangent: bool = False) -> nn.Module:
+    def tower(self, vector: TaskVector | None = None, *, tangent: bool = False) -> SequenceTower:
         """The pooled model at θ0, or at θ0 + `vector`, in evaluation mode. The model itself is shared, not copied.
 
         Raises:
@@ -174,7 +175,7 @@ class PairSuite:
 
     def classifier(self, task: str, tower: nn.Module | None = None) -> SequenceClassifier:
         """`tower` (by default the pre-trained one) with the task's head and mask, in evaluation mode."""
-        tower = self.tower() if tower is None else tower
+        tower = self.tower() if tower is None else cast(SequenceTower, tower)
         return SequenceClassifier(tower, self.head(task), self.tasks[task].allowed).eval()
 
     def overview(self) -> pd.DataFrame:

@@ -27,14 +27,17 @@ FONTS = {
     "bold typewriter": "DejaVuSansMono-Bold.ttf",
 }  # fmt: skip
 _COUNTS = ("one", "two", "three", "four", "five", "six")
+Names = tuple[str, ...]
+Colour = tuple[float, float, float]
+Draw = Callable[[int, np.random.Generator], np.ndarray]  # a picture uint8 (3, h, w) of a label
 
 
-def _greys(generator: np.random.Generator, contrast: float) -> tuple[tuple, tuple]:
+def _greys(generator: np.random.Generator, contrast: float) -> tuple[Colour, Colour]:
     """Ink and ground as greys at least `contrast` (0 to 255) apart, in either order."""
     low = generator.uniform(0, 255 - contrast)
     pair = (low, generator.uniform(low + contrast, 255))
     ink, ground = pair if generator.random() < 0.5 else pair[::-1]
-    return (ink,) * 3, (ground,) * 3
+    return (ink, ink, ink), (ground, ground, ground)
 
 
 def _grain(picture: np.ndarray, generator: np.random.Generator, deviation: float) -> np.ndarray:
@@ -43,12 +46,20 @@ def _grain(picture: np.ndarray, generator: np.random.Generator, deviation: float
     return (picture + noise).round().clip(0, 255).astype(np.uint8)
 
 
+def _matplotlib() -> Path:
+    """Its folder, without importing it."""
+    found = find_spec("matplotlib")
+    if found is None or found.origin is None:
+        raise sources.MissingSource("the fonts come with matplotlib: pip install 'saftnb[notebooks]'")
+    return Path(found.origin).parent
+
+
 def _fonts_picture(label: int, generator: np.random.Generator) -> np.ndarray:
-    folder = Path(find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf"
+    folder = _matplotlib() / "mpl-data" / "fonts" / "ttf"
     letters = "".join(generator.choice(list("ABDEGHKMNRSTabdefghikmnrst"), size=2))
     mask = glyphs(
         letters, folder / list(FONTS.values())[label], height=generator.uniform(14, 17),
-        angle=generator.uniform(-4, 4), shift=generator.uniform(-2, 2, size=2),
+        angle=generator.uniform(-4, 4), shift=generator.uniform(-2, 2, size=2).tolist(),
     )  # fmt: skip
     return _grain(paint(mask, *_greys(generator, 120)), generator, 12)
 
@@ -68,7 +79,7 @@ def _patterns_picture(label: int, generator: np.random.Generator) -> np.ndarray:
     return _grain(paint(mask, *_greys(generator, 90)), generator, 35)
 
 
-def _render(draw: Callable, classes: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _render(draw: Draw, classes: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     labels = np.arange(count) % classes
     generator = np.random.default_rng([RENDER_SEED, seed])
     return np.stack([draw(int(label), generator) for label in labels]), labels
@@ -76,7 +87,7 @@ def _render(draw: Callable, classes: int, count: int, seed: int) -> tuple[np.nda
 
 # name -> (origin, class names, prompts, source of (images, labels), {split: pictures})
 _SIZES = {"test": 1200, "validation": 500, "train": 4000}
-_TASKS: dict[str, tuple[str, tuple, tuple, Callable, dict]] = {
+_TASKS: dict[str, tuple[str, Names, Names, Callable[[], tuple[np.ndarray, np.ndarray]], dict[str, int]]] = {
     "mnist": ("real", _DIGITS, _DIGIT_PROMPTS, sources.mnist, {"test": 1200, "validation": 500, "train": 3300}),
     "digits": ("real", _DIGITS, _DIGIT_PROMPTS, sources.digits, {"test": 500, "validation": 300, "train": 990}),
     "animals": ("real", ANIMALS, ("a silhouette of a {}", "a picture of a {}"), sources.animals, _SIZES),
@@ -113,7 +124,8 @@ def pocket_task(name: str) -> Task:
         MissingSource: the package that ships the pictures is not installed.
     """
     origin, class_names, templates, source, sizes = _TASKS[name]
-    return Task(name, origin, tuple(class_names), templates, **divide(*source(), sizes, SPLIT_SEED))
+    images, labels = source()
+    return Task(name, origin, tuple(class_names), templates, **divide(images, labels, sizes, SPLIT_SEED))
 
 
 def thimble_task(name: str) -> Task:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     """1,797 real UCI digits (scikit-learn), 8×8 in 17 grey levels, enlarged bilinearly to 28×28."""
     from sklearn.datasets import load_digits
 
-    images, labels = load_digits(return_X_y=True)
+    images, labels = cast("tuple[np.ndarray, np.ndarray]", load_digits(return_X_y=True))
     small = torch.from_numpy(images.reshape(-1, 1, 8, 8)).float() * (255 / 16)
     large = F.interpolate(small, size=(28, 28), mode="bilinear", align_corners=False)
     return large.round().clamp(0, 255).byte()[:, 0].numpy(), labels
@@ -57,9 +58,9 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 class _ArraysOnly(pickle.Unpickler):
     """Reads pickled NumPy arrays and nothing else: any other name in the pickle is refused before it is imported."""
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         allowed = {
-            ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+            ("numpy.core.multiarray", "_reconstruct"): cast(Any, np)._core.multiarray._reconstruct,
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): np.dtype,
         }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,15 +42,23 @@ def of_8_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
 
 
+# torchvision's functions take pictures of PIL as well as tensors; their types name tensors alone.
+def _resized(picture: Image.Image, shorter: int) -> Image.Image:
+    return cast(Any, pictures.resize)(picture, [shorter], interpolation=BICUBIC)
+
+
+def _centre(picture: Image.Image, size: int) -> Image.Image:
+    return cast(Any, pictures.center_crop)(picture, [size, size])
+
+
 def whole(picture: Image.Image, size: int) -> Tensor:
     """A picture for evaluation, uint8 (3, size, size): shorter side to `size` (bicubic), centre crop, RGB.
 
     The same pixels as open_clip's evaluation transform has before it divides by 255 (of 16 bits: see `of_8_bits`). So
     grey becomes three equal channels, transparency is left out, and CMYK becomes RGB as Pillow has it.
     """
-    picture = of_8_bits(picture)
-    resized = pictures.resize(picture, [size], interpolation=BICUBIC)
-    return pictures.pil_to_tensor(pictures.center_crop(resized, [size, size]).convert("RGB"))
+    resized = _resized(of_8_bits(picture), size)
+    return pictures.pil_to_tensor(_centre(resized, size).convert("RGB"))
 
 
 def reduced(picture: Image.Image) -> np.ndarray:
@@ -57,7 +66,7 @@ def reduced(picture: Image.Image) -> np.ndarray:
     proportion."""
     picture = of_8_bits(picture).convert("RGB")
     if min(picture.size) > SHORTER:
-        picture = pictures.resize(picture, [SHORTER], interpolation=BICUBIC)
+        picture = _resized(picture, SHORTER)
     return np.array(picture)
 
 
@@ -117,7 +126,7 @@ class StoredSplit:
         name: what the file is called and progress shows, such as "cars-test".
     """
 
-    def __init__(self, table, rows: Tensor, size: int, cache: Path, *, identity: str, name: str):
+    def __init__(self, table: Any, rows: Tensor, size: int, cache: Path, *, identity: str, name: str):
         self.table, self.rows, self.size, self.cache, self.identity, self.name = (
             table, rows, size, cache, identity, name,
         )  # fmt: skip
@@ -129,7 +138,7 @@ class StoredSplit:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index) -> Split:
+    def __getitem__(self, index: slice | Tensor) -> Split:
         """Some pictures as for evaluation. Those of a split that is not decoded yet are decoded for this once."""
         rows = self.rows[index]
         if len(rows) == len(self) or self._decoded:
@@ -137,7 +146,7 @@ class StoredSplit:
         found = [torch.from_numpy(picture) for picture in self._made(rows, self._whole)]
         return Split(torch.stack(found), self.labels[index])
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         """Files are mapped anew in another process."""
         mapped = ("images", "_places", "_pixels")
         return {name: value for name, value in self.__dict__.items() if name not in mapped}
@@ -211,6 +220,7 @@ class StoredSplit:
         if found is None:
             self._decode(self.training_file, self._write_reduced)
             found = read_places(self.training_file, len(self))
+            assert found is not None  # it has just been written
         disk.remove_lock(self.training_file.with_suffix(".lock"))
         return found
 
@@ -260,7 +270,8 @@ class StoredSplit:
 
     def _each(self, make: Callable[[Image.Image], np.ndarray]) -> Iterator[np.ndarray]:
         """What `make` makes of each picture, in order, with a progress bar."""
-        return progress_bar(self._made(self.rows, make), total=len(self), desc=f"decode {self.name}", mininterval=1)
+        made = self._made(self.rows, make)
+        return iter(progress_bar(made, total=len(self), desc=f"decode {self.name}", mininterval=1))
 
     def _made(self, rows: Tensor, make: Callable[[Image.Image], np.ndarray]) -> Iterator[np.ndarray]:
         with ThreadPoolExecutor() as pool:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import TypeVar
 
 import pandas as pd
 from torch import Tensor, nn
@@ -13,63 +13,45 @@ from saftnb.backbones import (
     POCKET_BACKBONES,
     Backbone,
     ImageClassifier,
-    SequenceBackbone,
     TangentTower,
     load_openai_backbone,
     load_pocket_backbone,
     load_sequence_backbone,
 )
 from saftnb.suites.nli6 import NLI6_BACKBONE, PAIR_SOURCES, nli6_task, require_nli
-from saftnb.suites.pairs import PairSuite, PairTask
+from saftnb.suites.pairs import PairSplit, PairSuite, PairTask
 from saftnb.suites.pocket import POCKET_TASKS, pocket_task, thimble_task
 from saftnb.suites.pocket_nli import POCKET_NLI_TASKS, THIMBLE_NLI_TASKS, THIMBLE_SIZES, pocket_nli_task
-from saftnb.suites.stored import DECODING
+from saftnb.suites.stored import DECODING, StoredSplit
 from saftnb.suites.task import Split, Task, resample
 from saftnb.suites.vision8 import SOURCES, SPLITS, kept_head, require_whole, vision8_task
 from saftnb.task_vector import TaskVector
 
 PRECISIONS = ("float32", "bf16")
+TaskKind = TypeVar("TaskKind", Task, PairTask, covariant=True)
 
 
-class AnySuite(Protocol):
-    """What fine-tuning, merging and evaluation need of a suite; `Suite` has pictures, `PairSuite` sentence pairs."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def backbone(self) -> Backbone | SequenceBackbone: ...
-    @property
-    def tasks(self) -> Mapping[str, Task] | Mapping[str, PairTask]: ...
-    @property
-    def splits(self) -> str: ...
-    @property
-    def precision(self) -> str: ...
-    def head(self, task: str) -> Tensor: ...
-    def tower(self, vector: TaskVector | None = None, *, tangent: bool = False) -> nn.Module: ...
-    def classifier(self, task: str, tower: nn.Module | None = None) -> nn.Module: ...
-    def overview(self) -> pd.DataFrame: ...
-
-
-def conditions(suite: AnySuite) -> dict[str, object]:
+def conditions(suite: "AnySuite") -> dict[str, object]:
     """What decides a suite's results beside its data, its weights and its heads. Fields that came later are left out at
     their defaults, so that what was kept before is still found."""
     found: dict[str, object] = {}
     if suite.precision != "float32":
         found["precision"] = suite.precision
-    if getattr(suite.backbone, "max_length", 256) != 256:
+    if isinstance(suite, PairSuite) and suite.backbone.max_length != 256:
         found["max_length"] = suite.backbone.max_length
     if suite.name == "vision8":
         found["decoding"] = DECODING
     return found
 
 
-class Tasks(Mapping[str, Task]):
+class Tasks(Mapping[str, TaskKind]):
     """Tasks by name, each loaded when first asked for."""
 
-    def __init__(self, suite: str, loaders: Mapping[str, Callable[[], Task]]):
-        self._suite, self._loaders, self._loaded = suite, dict(loaders), {}
+    def __init__(self, suite: str, loaders: Mapping[str, Callable[[], TaskKind]]):
+        self._suite, self._loaders = suite, dict(loaders)
+        self._loaded: dict[str, TaskKind] = {}
 
-    def __getitem__(self, name: str) -> Task:
+    def __getitem__(self, name: str) -> TaskKind:
         if name not in self._loaders:
             raise KeyError(f"suite {self._suite!r} has no task {name!r}; its tasks: {', '.join(self)}")
         if name not in self._loaded:
@@ -145,6 +127,10 @@ class Suite:
         ]
         table = pd.DataFrame(rows).set_index("task")
         return table if self.splits == "own" else table.assign(splits=self.splits)
+
+
+AnySplit = Split | StoredSplit | PairSplit
+AnySuite = Suite | PairSuite  # what fine-tuning, merging and evaluation take; they ask which only where it matters
 
 
 def load_suite(

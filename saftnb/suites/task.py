@@ -5,11 +5,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from saftnb.suites.stored import StoredSplit
+
+Pictures = Union["Split", "StoredSplit"]  # of one split, in memory or on disk
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +25,7 @@ class Split:
     images: Tensor
     labels: Tensor
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         images, labels = (_kind(value) for value in (self.images, self.labels))
         whole = isinstance(self.images, Tensor) and self.images.ndim == 4 and self.images.shape[1] == 3
         if not whole or self.images.dtype != torch.uint8 or not all(self.images.shape[2:]):
@@ -32,7 +38,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index) -> "Split":
+    def __getitem__(self, index: slice | Tensor) -> "Split":
         return Split(self.images[index], self.labels[index])
 
     def identities(self) -> set[bytes]:
@@ -84,11 +90,11 @@ class Task:
     origin: str
     class_names: tuple[str, ...]
     prompts: tuple[str, ...]
-    train: Split
-    validation: Split
-    test: Split
+    train: Pictures
+    validation: Pictures
+    test: Pictures
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_task_name(self.name)
         _require_class_names(self.name, self.class_names)
         if isinstance(self.prompts, str) or not self.prompts or not all(map(_is_template, self.prompts)):
@@ -112,7 +118,7 @@ class Task:
             seen |= pictures
 
     @property
-    def splits(self) -> dict[str, Split]:
+    def splits(self) -> dict[str, Pictures]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     @cached_property

@@ -115,7 +115,7 @@ def prompts(task: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 @cache
-def _prompts() -> dict:
+def _prompts() -> dict[str, dict[str, list[str]]]:
     return json.loads(Path(__file__).with_name("vision8_prompts.json").read_text())
 
 
