@@ -5,7 +5,7 @@ and ranges. A merge *space* is where that happens, see `spaces()`: "weights" is 
 `learn(suite, vectors)` learns the coefficients instead, on pictures without labels.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saftnb.merging import averaging as _averaging  # noqa: F401  (running it registers the methods)
 from saftnb.merging import bases as _bases  # noqa: F401  (and the spaces)
@@ -13,6 +13,9 @@ from saftnb.merging import spectral as _spectral  # noqa: F401
 from saftnb.merging.combine import Representation, merge, represent
 from saftnb.merging.registry import methods, spaces
 from saftnb.task_vector import LowRank, TaskVector
+
+if TYPE_CHECKING:
+    from saftnb.merging.learning import learn
 
 __all__ = ["LowRank", "Representation", "TaskVector", "learn", "merge", "methods", "represent", "spaces"]
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from saftnb.delta import dense, is_finite
+from saftnb.delta import Delta, dense, is_finite
 from saftnb.merging.dare import ThinnedVector, generators, thinned_by_name
 from saftnb.merging.deltas import promoted_dtype, scaled_sum
 from saftnb.merging.registry import Range, method
@@ -92,7 +92,7 @@ def fisher(
     norms = [1.0] * len(vectors)
     if normalize:
         norms = [math.hypot(*(float(one[name].double().norm()) for name in vectors[0])) or 1.0 for one in statistics]
-    merged = {}
+    merged: dict[str, Delta] = {}
     for name, delta in vectors[0].items():
         dtype = promoted_dtype([v[name] for v in vectors], at_least=torch.float32)
         given = [one[name].to(delta.device, torch.float64) / norm for one, norm in zip(statistics, norms, strict=True)]
@@ -100,7 +100,8 @@ def fisher(
         total = weights.sum(0)
         equal = torch.full_like(weights, 1 / len(vectors))
         shares = torch.where(total > 0, weights / total.where(total > 0, 1.0), equal).to(dtype)
-        mixed = sum(share * dense(v[name], dtype) for share, v in zip(shares, vectors, strict=True))
+        parts = (share * dense(v[name], dtype) for share, v in zip(shares, vectors, strict=True))
+        mixed = sum(parts, torch.zeros((), dtype=dtype, device=delta.device))
         merged[name] = mixed.to(promoted_dtype(v[name] for v in vectors))
     return TaskVector(merged)
 
@@ -125,18 +126,19 @@ def regmean(
             raise ValueError(f"the statistics have a matrix for {name!r}, which is no layer's 2-D weight")
     sides = {name: vectors[0][name].shape[1] for name in layers if vectors[0][name].numel()}
     _require_statistics(statistics, {name: (side, side) for name, side in sides.items()}, Tensor.diagonal)
-    merged = {}
+    merged: dict[str, Delta] = {}
     for name, delta in vectors[0].items():
         if name not in sides:
             merged[name] = scaled_sum([v[name] for v in vectors], 1 / len(vectors))
             continue
         given = [one[name] for one in statistics]
-        shrunk = []
+        shrunk: list[Tensor] = []
         for gram in (one.to(delta.device, torch.float64) for one in given):
             shrunk.append(off_diagonal * gram + (1 - off_diagonal) * torch.diag(gram.diagonal()))
-        pulled = sum(dense(v[name], torch.float64) @ gram for v, gram in zip(vectors, shrunk, strict=True))
+        zero = torch.zeros((), dtype=torch.float64, device=delta.device)
+        pulled = sum((dense(v[name], torch.float64) @ gram for v, gram in zip(vectors, shrunk, strict=True)), zero)
         eps = max(torch.finfo(torch.promote_types(one.dtype, torch.float32)).eps for one in given)
-        merged[name] = _divided(pulled, sum(shrunk), eps).to(promoted_dtype(v[name] for v in vectors))
+        merged[name] = _divided(pulled, sum(shrunk, zero), eps).to(promoted_dtype(v[name] for v in vectors))
     return TaskVector(merged)
 
 
@@ -171,6 +173,6 @@ def _scaled_sum(vectors: Sequence[TaskVector], scale: float) -> TaskVector:
     return TaskVector({name: scaled_sum([v[name] for v in vectors], scale) for name in vectors[0]})
 
 
-def _in_dtype_of(vectors: Sequence[TaskVector], merged: Mapping[str, Tensor]) -> TaskVector:
+def _in_dtype_of(vectors: Sequence[TaskVector], merged: Mapping[str, Delta]) -> TaskVector:
     """Each parameter in the dtype that its deltas have together: the one rounding, at the end."""
     return TaskVector({name: delta.to(promoted_dtype(v[name] for v in vectors)) for name, delta in merged.items()})

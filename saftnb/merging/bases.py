@@ -10,11 +10,12 @@ representation is in float32 at least, and what comes back has the deltas' dtype
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, overload
 
 import torch
 from torch import Tensor
 
+from saftnb.delta import dense
 from saftnb.merging.deltas import promoted_dtype
 from saftnb.merging.registry import Range, space
 from saftnb.task_vector import Delta, LowRank, TaskVector
@@ -25,6 +26,7 @@ SAME_IN_EVERY_SPACE = frozenset({"average", "task_arithmetic", "iso_c", "iso_cts
 EVERY_SPACE = "the same in all"
 LARGE = 2**20  # entries of a layer's representations above which KnOTS's stay factored, for their memory
 Represented = tuple[list[TaskVector], Callable[[TaskVector], TaskVector]]
+Back = Callable[[Delta], LowRank]  # from a merged representation of a matrix to its update
 
 
 @space
@@ -49,11 +51,11 @@ def knots(
     turned = axis == "rows"
 
     def back(shared: Tensor, merged: Delta, dtype: torch.dtype) -> LowRank:
-        low = isinstance(merged, LowRank)
-        found = (LowRank(shared @ merged.B, merged.A) if low else LowRank(shared, merged)).to(dtype)
+        low = LowRank(shared @ merged.B, merged.A) if isinstance(merged, LowRank) else LowRank(shared, merged)
+        found = low.to(dtype)
         return _turned(found) if turned else found
 
-    def decompose(deltas: Sequence[Delta]) -> tuple[list[Delta], Callable[[Delta], LowRank]]:
+    def decompose(deltas: Sequence[Delta]) -> tuple[list[Delta], Back]:
         shared, parts = _joint_factors([_turned(delta) for delta in deltas] if turned else deltas, cutoff)
         large = sum(part.numel() for part in parts) > LARGE
         dtype = promoted_dtype(deltas, at_least=torch.float32)
@@ -71,7 +73,7 @@ def core(vectors: Sequence[TaskVector]) -> Represented:
     order of the tasks, task t is represented by M_t = Uᵀ B_t A_t V, (Σr, Σr) at most; back: U M Vᵀ. Nothing is lost.
     """
 
-    def decompose(deltas: Sequence[Delta]) -> tuple[list[Tensor], Callable[[Tensor], LowRank]]:
+    def decompose(deltas: Sequence[Delta]) -> tuple[list[Tensor], Back]:
         dtype, out = promoted_dtype(deltas, at_least=torch.float32), promoted_dtype(deltas)
         factors = [_factors(delta) for delta in deltas]
         left, rights = _basis([b for b, _ in factors])
@@ -80,7 +82,7 @@ def core(vectors: Sequence[TaskVector]) -> Represented:
         pairs = zip(rights.split(sizes, dim=1), lefts.split(sizes, dim=1), strict=True)
         cores = [(mine @ other.T).to(dtype) for mine, other in pairs]
         outer, inner = left.to(dtype), right.T.to(dtype)
-        return cores, lambda merged: LowRank(outer @ merged, inner).to(out)
+        return cores, lambda merged: LowRank(outer @ dense(merged), inner).to(out)
 
     return _by_matrix(vectors, decompose)
 
@@ -136,18 +138,22 @@ def _factors(delta: Delta) -> tuple[Tensor, Tensor]:
     return dense, torch.eye(into, dtype=torch.float64, device=delta.device)
 
 
+@overload
+def _turned(delta: LowRank) -> LowRank: ...
+@overload
+def _turned(delta: Delta) -> Delta: ...
 def _turned(delta: Delta) -> Delta:
     return LowRank(delta.A.T, delta.B.T) if isinstance(delta, LowRank) else delta.T
 
 
 def _by_matrix(
-    vectors: Sequence[TaskVector], decompose: Callable[[Sequence[Delta]], tuple[list[Tensor], Callable]]
+    vectors: Sequence[TaskVector], decompose: Callable[[Sequence[Delta]], tuple[Sequence[Delta], Back]]
 ) -> Represented:
     """`decompose` on the deltas of every 2-D parameter; the others represent themselves."""
     represented: list[dict[str, Delta]] = [{} for _ in vectors]
-    backs: dict[str, Callable[[Tensor], LowRank]] = {}
+    backs: dict[str, Back] = {}
     for name, delta in vectors[0].items():
-        parts = [vector[name] for vector in vectors]
+        parts: Sequence[Delta] = [vector[name] for vector in vectors]
         if len(delta.shape) == 2 and delta.numel():
             parts, backs[name] = decompose(parts)
         for found, part in zip(represented, parts, strict=True):

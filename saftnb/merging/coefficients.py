@@ -119,7 +119,7 @@ class Values:
     @torch.no_grad()
     def receive_factor(self, name: str, gradient: Tensor) -> None:
         """The same from ∂L/∂B of a merged low-rank delta, whose B is [c1 ∘ B1, c2 ∘ B2, …]."""
-        factors = [delta.B for delta in self.deltas(name)]
+        factors = [delta.B for delta in self.deltas(name) if isinstance(delta, LowRank)]
         parts = gradient.split([B.shape[1] for B in factors], dim=1)
         rows = [(part * B).sum(dim=1) for part, B in zip(parts, factors, strict=True)]
         self._add(name, [_pooled(row, self._count(name)) for row in rows])
@@ -205,6 +205,7 @@ class AtOutputs:
     def collect(self) -> None:
         for name, delta in self.placed.items():
             if isinstance(delta, LowRank):
-                self.values.receive_factor(name, delta.B.grad)
-            else:
+                if delta.B.grad is not None:
+                    self.values.receive_factor(name, delta.B.grad)
+            elif delta.grad is not None:
                 self.values.receive(name, delta.grad)

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 from torch import Size, Tensor
 
-from saftnb.merging.registry import methods, spaces
+from saftnb.merging.registry import Method, methods, spaces
 from saftnb.merging.spans import first_not_finite
 from saftnb.task_vector import TaskVector, require_same_parameters
+
+Experts = Sequence[TaskVector] | Mapping[str, TaskVector]  # in the order of the tasks, or by task
+Statistics = Sequence[Mapping[str, Tensor]] | Mapping[str, Mapping[str, Tensor]]  # likewise
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +31,12 @@ class Representation:
     back: Callable[[TaskVector], TaskVector]
     shapes: Mapping[str, Size]
 
-    def merge(
-        self, method: str, *, statistics: Sequence[Mapping[str, Tensor]] | None = None, **hyperparameters: object
-    ) -> TaskVector:
+    def merge(self, method: str, *, statistics: Statistics | None = None, **hyperparameters: object) -> TaskVector:
         """As `merge`, in this space."""
         chosen, complete = _chosen(self.space, method, hyperparameters)
         if (statistics is not None) != chosen.needs_statistics:
             raise ValueError(f"{method} {'needs' if chosen.needs_statistics else 'takes no'} statistics")
-        given = {}
+        given: dict[str, object] = {}
         if statistics is not None:
             if isinstance(statistics, Mapping):  # by task, in the order of the vectors
                 statistics = list(statistics.values())
@@ -49,9 +50,6 @@ class Representation:
             name = bad[1]
             raise ValueError(f"{method}: the merged {name!r} overflows {merged[name].dtype}; use a smaller scale")
         return merged
-
-
-Experts = Sequence[TaskVector] | Mapping[str, TaskVector]
 
 
 def represent(vectors: Experts, space: str = "weights", **options: object) -> Representation:
@@ -78,7 +76,7 @@ def merge(
     method: str,
     *,
     space: str = "weights",
-    statistics: Sequence[Mapping[str, Tensor]] | None = None,
+    statistics: Statistics | None = None,
     **hyperparameters: object,
 ) -> TaskVector:
     """One task vector out of n, to be added to the base model: `merge(...).apply_to(model)`.
@@ -108,7 +106,7 @@ def merge(
     return represent(vectors, space, **options).merge(method, statistics=statistics, **others)
 
 
-def _chosen(space: str, method: str, hyperparameters: dict[str, object]):
+def _chosen(space: str, method: str, hyperparameters: dict[str, object]) -> tuple[Method, dict[str, object]]:
     """A method and its complete hyperparameters, or the error that there is none, or none in this space."""
     if not isinstance(method, str) or method not in methods():
         raise ValueError(f"there is no merge method {method!r}; allowed are {', '.join(sorted(methods()))}")

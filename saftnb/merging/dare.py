@@ -7,6 +7,7 @@ for each task and parameter by parameter, so that every device drops the same en
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -35,10 +36,13 @@ class ThinnedVector(TaskVector):
     """A task vector after DARE, in float32 at least. Large low-rank deltas are formed only where they are read."""
 
     def __init__(self, vector: TaskVector, drop: float, generator: torch.Generator):
-        self._deltas: dict[str, Tensor | ThinnedRows] = {}
+        self._deltas: dict[str, Delta] = {}
         for name, delta in vector.items():
-            large = isinstance(delta, LowRank) and delta.numel() > LARGE
-            self._deltas[name] = (ThinnedRows if large else thinned)(delta, drop, generator)
+            if isinstance(delta, LowRank) and delta.numel() > LARGE:
+                rows = ThinnedRows(delta, drop, generator)
+                self._deltas[name] = cast(Tensor, rows)  # all that `saftnb.merging.spans.read` asks of one
+            else:
+                self._deltas[name] = thinned(delta, drop, generator)
 
 
 class ThinnedRows:

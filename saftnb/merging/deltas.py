@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
+from typing import overload
 
 import torch
+from torch import Tensor
 
 from saftnb.delta import Delta, LowRank
 
@@ -18,13 +20,16 @@ def promoted_dtype(deltas: Iterable[Delta], at_least: torch.dtype | None = None)
     return reduce(torch.promote_types, dtypes)
 
 
+@overload
+def scaled_sum(deltas: Sequence[Tensor], scale: float) -> Tensor: ...
+@overload
+def scaled_sum(deltas: Sequence[Delta], scale: float) -> Delta: ...
 def scaled_sum(deltas: Sequence[Delta], scale: float) -> Delta:
     """scale · Σ deltas: λ[B₁ … B_n] [A₁; …; A_n] if all are low-rank, else a running dense sum in float32 at least."""
     out = promoted_dtype(deltas)
-    if all(isinstance(delta, LowRank) for delta in deltas):
-        return LowRank(
-            scale * torch.cat([d.B.to(out) for d in deltas], dim=1), torch.cat([d.A.to(out) for d in deltas])
-        )
+    low = [delta for delta in deltas if isinstance(delta, LowRank)]
+    if len(low) == len(deltas):
+        return LowRank(scale * torch.cat([d.B.to(out) for d in low], dim=1), torch.cat([d.A.to(out) for d in low]))
     dtype = promoted_dtype(deltas, at_least=torch.float32)
     total = torch.zeros(deltas[0].shape, dtype=dtype, device=deltas[0].device)
     for delta in deltas:

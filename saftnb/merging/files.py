@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Size, Tensor
 
@@ -55,7 +56,7 @@ class Plan:
     out: Path | None
     method: str
     space: str
-    values: Mapping[str, object]
+    values: Mapping[str, Any]
     force: bool = False
     rank: int | None = None
     vectors: Mapping[str, TaskVector] = field(default_factory=dict)
@@ -67,7 +68,7 @@ class Plan:
     @property
     def shapes(self) -> dict[str, Size]:
         """Of everything that is merged."""
-        if self.kind == "models":
+        if self.base is not None:
             return merged_shapes(self.base, self.tuned)
         return {name: delta.shape for name, delta in next(iter(self.vectors.values())).items()}
 
@@ -94,9 +95,9 @@ class Plan:
         if not self.adapters:
             return f"a task vector of at most {_size(4 * _entries(shapes))}"
         low = self.space != "weights" or self.method in SAME_IN_EVERY_SPACE
-        ranks = {}
+        ranks: dict[str, int] = {}
         for name, shape in shapes.items():
-            together = sum(vector[name].B.shape[1] for vector in self.vectors.values()) if low else min(shape)
+            together = sum(_rank(vector[name]) for vector in self.vectors.values()) if low else min(shape)
             ranks[name] = min(together, *shape, *([self.rank] if self.rank else []))
         size = 4 * sum(rank * sum(shapes[name]) for name, rank in ranks.items())
         return f"an adapter of rank {max(ranks.values())} at most, {_size(size)}"
@@ -184,7 +185,9 @@ def _kind(path: Path) -> str:
     return "models"
 
 
-def _plan_adapters(paths: Sequence[Path], base: str | None, any_base: bool, rank: int | None, make) -> Plan:
+def _plan_adapters(
+    paths: Sequence[Path], base: str | None, any_base: bool, rank: int | None, make: Callable[..., Plan]
+) -> Plan:
     known = None
     if base is not None:
         found = open_checkpoint(base)
@@ -206,7 +209,7 @@ def _plan_adapters(paths: Sequence[Path], base: str | None, any_base: bool, rank
     return make(vectors=vectors, adapters=adapters, notes=notes, rank=rank)
 
 
-def _plan_models(paths: Sequence[Path], base: str | None, make) -> Plan:
+def _plan_models(paths: Sequence[Path], base: str | None, make: Callable[..., Plan]) -> Plan:
     if base is None:
         raise ValueError(f"{paths[0]} is a full model: --base names the model that all were fine-tuned from")
     before, found = open_checkpoint(base), [open_checkpoint(path) for path in paths]
@@ -224,18 +227,17 @@ def _plan_models(paths: Sequence[Path], base: str | None, make) -> Plan:
 
 def execute(planned: Plan, *, progress: bool = True) -> list[str]:
     """Merge, and write the folder; it appears whole or not at all. Returns lines that say what was written."""
+    if planned.out is None:
+        raise ValueError("the plan of a dry run has no folder to write: give `plan` one")
     with new_folder(planned.out, force=planned.force) as folder:
-        said = _model(planned, folder, progress) if planned.base is not None else []
-        if planned.base is None:
+        if planned.base is not None:
+            said = write_model(planned.base, planned.tuned, planned.method, planned.values, folder, progress)
+        else:
             merged = merge(planned.vectors, planned.method, space=planned.space, **planned.values)
-            low = planned.adapters or all(isinstance(delta, LowRank) for delta in merged.values())
+            low = bool(planned.adapters) or all(isinstance(delta, LowRank) for delta in merged.values())
             said = _write_adapter(planned, merged, folder, progress) if low else _write_vector(merged, folder)
         write_readme(folder, _readme(planned, said))
     return said
-
-
-def _model(planned: Plan, folder: Path, progress: bool) -> list[str]:
-    return write_model(planned.base, planned.tuned, planned.method, planned.values, folder, progress)
 
 
 def _write_vector(merged: TaskVector, folder: Path) -> list[str]:
@@ -244,7 +246,8 @@ def _write_vector(merged: TaskVector, folder: Path) -> list[str]:
 
 
 def _write_adapter(planned: Plan, merged: TaskVector, folder: Path, progress: bool) -> list[str]:
-    found, worst, lost, total = {}, 0.0, 0.0, 0.0
+    found: dict[str, LowRank] = {}
+    worst, lost, total = 0.0, 0.0, 0.0
     bar = progress_bar(merged.items(), total=len(merged), desc="writing", disable=not progress)
     for name, delta in bar:
         found[name] = lowest_rank(delta)
@@ -256,8 +259,11 @@ def _write_adapter(planned: Plan, merged: TaskVector, folder: Path, progress: bo
                 gone = max(whole - squared_norm(found[name]), 0.0)  # what is cut is orthogonal to what is kept
                 lost, worst = lost + gone, max(worst, (gone / whole) ** 0.5 if whole else 0.0)
     first = planned.adapters[0] if planned.adapters else None
-    own = {"base": first.base, "revision": first.revision, "more": _shared(planned.adapters)} if first else {}
-    TaskVector(found).to_adapter(folder, **own)
+    if first:
+        own = _shared(planned.adapters)
+        TaskVector(found).to_adapter(folder, base=first.base, revision=first.revision, more=own)
+    else:
+        TaskVector(found).to_adapter(folder)
     ranks = sorted({delta.B.shape[1] for delta in found.values()})
     said = [f"an adapter of rank {ranks[0]}" + (f" to {ranks[-1]}" if ranks[1:] else "") + f", {len(found)} layers"]
     if planned.rank is not None and lost:
@@ -273,7 +279,7 @@ def _shared(adapters: Sequence[Adapter]) -> dict[str, object]:
     return {key: value for key, value in first.items() if all(one.more.get(key) == value for one in adapters)}
 
 
-def _complete(method: str, space: str, values: Mapping[str, object]) -> dict[str, object]:
+def _complete(method: str, space: str, values: Mapping[str, object]) -> dict[str, Any]:
     """Every hyperparameter of method and space, checked; text becomes what the method's signature asks for."""
     for name, known, kind in ((method, methods(), "method"), (space, spaces(), "space")):
         if name not in known:
@@ -281,7 +287,7 @@ def _complete(method: str, space: str, values: Mapping[str, object]) -> dict[str
     if methods()[method].needs_statistics:
         raise ValueError(f"{method} needs statistics of pictures or texts; use it in the library or a notebook")
     own, others = spaces()[space].hyperparameters, methods()[method].hyperparameters
-    given = {}
+    given: dict[str, object] = {}
     for name, value in values.items():
         elsewhere = [other for other, one in spaces().items() if name in one.hyperparameters and other != space]
         if elsewhere and name not in own and name not in others:
@@ -293,7 +299,7 @@ def _complete(method: str, space: str, values: Mapping[str, object]) -> dict[str
     return spaces()[space].check(of_space) | methods()[method].check(rest)
 
 
-def _read(name: str, text: str, kind: type) -> object:
+def _read(name: str, text: str, kind: type[Any]) -> object:
     try:
         return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
@@ -322,7 +328,7 @@ def _trial(planned: Plan, shapes: Mapping[str, Size]) -> str:
         return "no time"
     name = max(shapes, key=lambda key: shapes[key].numel())
     start = time.monotonic()
-    if planned.kind == "models":
+    if planned.base is not None:
         alone = [LazyVector(planned.base, tuned, shapes).only(name) for tuned in planned.tuned]
         merge(alone, planned.method, **planned.values)
     else:
@@ -350,6 +356,10 @@ def _readme(planned: Plan, said: Sequence[str]) -> str:
 
 def _entries(shapes: Mapping[str, Size]) -> int:
     return sum(shape.numel() for shape in shapes.values())
+
+
+def _rank(delta: Delta) -> int:
+    return delta.B.shape[1] if isinstance(delta, LowRank) else min(delta.shape)
 
 
 def _held(delta: Delta) -> int:

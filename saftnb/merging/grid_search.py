@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-from torch import Tensor
 
-from saftnb.merging.combine import Experts, Representation, represent
+from saftnb.merging.combine import Experts, Representation, Statistics, represent
 from saftnb.merging.registry import methods
 from saftnb.progress import progress_bar
 from saftnb.task_vector import TaskVector
@@ -44,7 +43,7 @@ def search(
     grid: Mapping[str, Sequence[float]],
     score: Callable[[TaskVector], Mapping[str, float]],
     *,
-    statistics: Sequence[Mapping[str, Tensor]] | None = None,
+    statistics: Statistics | None = None,
     progress: bool = True,
 ) -> Search:
     """Try every combination of a grid and keep the one with the best mean score (the first of equals).
@@ -59,7 +58,9 @@ def search(
     A merge is linear in its `scale`, so each combination of the others is merged once, at scale 1.
     """
     check_grid(method, grid)
-    rows, best, best_mean = [], None, float("-inf")
+    rows: list[dict[str, float]] = []
+    best: tuple[TaskVector, float, dict[str, float]] | None = None
+    best_mean = float("-inf")
     with progress_bar(total=_size(grid), desc=f"search {method}", disable=not progress) as bar:
         for point, (vector,), scales in _directions([_represented(vectors)], method, grid, statistics):
             for here, scale, scores in zip(_points(point, grid), scales, _scores(score, vector, scales), strict=True):
@@ -67,6 +68,8 @@ def search(
                 if rows[-1]["mean"] > best_mean:
                     best, best_mean = (vector, scale, here), rows[-1]["mean"]
                 bar.update()
+    if best is None:
+        raise ValueError(f"search {method}: no mean score is a number")
     vector, scale, chosen = best
     return Search(scale * vector, chosen, pd.DataFrame(rows), _edges(grid, chosen))
 
@@ -99,8 +102,10 @@ def coordinate_search(
     if not grid:
         raise ValueError("an empty grid has no coordinate")
     there, known = _represented(vectors), methods()[method].hyperparameters
-    chosen = {name: (start or {}).get(name, known[name].default) for name in grid}
-    rows, best, best_mean = [], None, float("-inf")
+    chosen: dict[str, float] = {name: known[name].default for name in grid} | dict(start or {})
+    rows: list[dict[str, float]] = []
+    best: tuple[TaskVector, float, dict[str, float]] | None = None
+    best_mean = float("-inf")
     with progress_bar(total=sum(map(len, grid.values())), desc=f"search {method}", disable=not progress) as bar:
         for name, values in grid.items():
             new = [v for v in values if not any(chosen | {name: v} == {n: row[n] for n in grid} for row in rows)]
@@ -113,8 +118,13 @@ def coordinate_search(
                     if rows[-1]["mean"] > best_mean:
                         best, best_mean = (vector, scale, here), rows[-1]["mean"]
             bar.update(len(values))
+            if best is None:
+                break
             chosen = {n: best[2][n] for n in grid}
-    return Search(best[1] * best[0], chosen, pd.DataFrame(rows), _edges(grid, chosen))
+    if best is None:
+        raise ValueError(f"search {method}: no mean score is a number")
+    vector, scale, _ = best
+    return Search(scale * vector, chosen, pd.DataFrame(rows), _edges(grid, chosen))
 
 
 def check_grid(method: str, grid: Mapping[str, Sequence[float]]) -> None:
@@ -140,7 +150,7 @@ def _directions(
     groups: Sequence[Representation],
     method: str,
     grid: Mapping[str, Sequence[float]],
-    statistics: Sequence[Mapping[str, Tensor]] | None = None,
+    statistics: Statistics | None = None,
 ) -> Iterator[tuple[dict[str, float], list[TaskVector], Sequence[float]]]:
     """Every combination of what is not a scale, the merges of all groups there at scale 1, and the scales to try."""
     others = {name: values for name, values in grid.items() if name != "scale"}
@@ -155,8 +165,11 @@ def _points(point: dict[str, float], grid: Mapping[str, Sequence[float]]) -> lis
     return [point | {"scale": scale} for scale in grid["scale"]] if "scale" in grid else [point]
 
 
-def _scores(score: Callable, vector: TaskVector, scales: Sequence[float]) -> Iterable[Mapping[str, float]]:
-    return score.along(vector, scales) if hasattr(score, "along") else (score(scale * vector) for scale in scales)
+def _scores(
+    score: Callable[[TaskVector], Mapping[str, float]], vector: TaskVector, scales: Sequence[float]
+) -> Iterable[Mapping[str, float]]:
+    along = getattr(score, "along", None)
+    return (score(scale * vector) for scale in scales) if along is None else along(vector, scales)
 
 
 def _edges(grid: Mapping[str, Sequence[float]], best: Mapping[str, float]) -> list[str]:
@@ -169,7 +182,7 @@ def per_target(
     method: str,
     found: Search,
     *,
-    statistics: Sequence[Mapping[str, Tensor]] | None = None,
+    statistics: Statistics | None = None,
 ) -> dict[str, tuple[dict[str, float], TaskVector]]:
     """For each task the point of a search that is best on that task alone, and the merged vector there.
 
@@ -177,7 +190,8 @@ def per_target(
     """
     there, coefficients = _represented(vectors), list(found.best)
     tasks = [column for column in found.curve if column not in (*coefficients, "mean")]
-    merged, result = {}, {}
+    merged: dict[tuple[float, ...], TaskVector] = {}
+    result: dict[str, tuple[dict[str, float], TaskVector]] = {}
     for task in tasks:
         row = found.curve.loc[found.curve[task].idxmax()]
         point = {name: row[name].item() for name in coefficients}
@@ -225,7 +239,9 @@ def search_subsets(
     check_grid(method, grid)
     subsets = list(itertools.combinations(vectors, size))
     groups = [represent([vectors[task] for task in subset], space) for subset in subsets]
-    rows, best, best_mean = [], {}, float("-inf")
+    rows: list[dict[str, float]] = []
+    best: dict[str, float] | None = None
+    best_mean = float("-inf")
     with progress_bar(total=_size(grid), desc=f"search {method}, {size} tasks", disable=not progress) as bar:
         for point, merged, scales in _directions(groups, method, grid):
             for here, scale in zip(_points(point, grid), scales, strict=True):
@@ -235,10 +251,12 @@ def search_subsets(
                 if rows[-1]["mean"] > best_mean:
                     best, best_mean = here, rows[-1]["mean"]
                 bar.update()
+    if best is None:
+        raise ValueError(f"search {method}: no mean score is a number")
     # Merged again: at full size there is no room for two points' merges of all subsets.
     unit = {"scale": 1.0} if "scale" in best else {}
     chosen = {
-        subset: best.get("scale", 1.0) * group.merge(method, **best | unit)
+        subset: best.get("scale", 1.0) * group.merge(method, statistics=None, **best | unit)
         for subset, group in zip(subsets, groups, strict=True)
     }
     return SubsetSearch(chosen, best, pd.DataFrame(rows), _edges(grid, best))

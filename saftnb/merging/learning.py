@@ -11,7 +11,7 @@ Test pictures are never seen: the pictures are those of validation, and their la
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Learned:
     values: dict[str, Tensor]
     seconds: float
     fingerprint: str
-    inputs: dict
+    inputs: store.Inputs
 
 
 def learn(
@@ -137,7 +137,7 @@ def learn(
     inputs = _describe(suite, vectors, plan, seed, tangent, where)
     values = Values(list(vectors.values()), by, plan.start, where, clamp)
 
-    def take(folder: Path, manifest: dict) -> Learned:
+    def take(folder: Path, manifest: store.Manifest) -> Learned:
         values.fill(load_file(folder / "values.safetensors"))
         return _learned(values, vectors, pd.read_csv(folder / "curve.csv"), manifest["seconds"], inputs)
 
@@ -187,7 +187,9 @@ def _checked(suite: AnySuite, vectors: Mapping[str, TaskVector], tangent: bool) 
     return {task: vectors[task] for task in suite.tasks if task in vectors}
 
 
-def _describe(suite, vectors: Mapping[str, TaskVector], plan: Plan, seed: int, tangent: bool, device) -> dict:
+def _describe(
+    suite: AnySuite, vectors: Mapping[str, TaskVector], plan: Plan, seed: int, tangent: bool, device: torch.device
+) -> store.Inputs:
     """Everything that decides what is learned: its hash is the checkpoint's fingerprint."""
     tasks = {
         task: {
@@ -211,7 +213,9 @@ def _hash(head: Tensor) -> str:
     return TaskVector({"head": head}).checksum()
 
 
-def _learned(values: Values, tasks, curve: pd.DataFrame, seconds: float, inputs: dict) -> Learned:
+def _learned(
+    values: Values, tasks: Iterable[str], curve: pd.DataFrame, seconds: float, inputs: store.Inputs
+) -> Learned:
     raw = values.tensors()
     shown = {} if values.by == "weights" else {key: values.bounded(key) for key in raw}
     return Learned(

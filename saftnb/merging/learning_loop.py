@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +13,11 @@ from saftnb.backbones import Tokens
 from saftnb.disk import whole_file
 from saftnb.evaluate import hits, logits
 from saftnb.finetune import SharpnessAware, store
-from saftnb.finetune.resume import Saves, load_state, save_state
+from saftnb.finetune.resume import Saves, State, load_state, save_state
 from saftnb.finetune.sharpness_aware import DEFAULT_RHO
 from saftnb.merging.coefficients import KINDS, AtOutputs, InWeights, Values
 from saftnb.progress import progress_bar
-from saftnb.suites import PairSuite
+from saftnb.suites import AnySuite, PairSuite
 from saftnb.suites.task import random_resized_crop
 from saftnb.task_vector import TaskVector, save_tensors
 
@@ -49,7 +51,7 @@ class Plan:
     clamp: tuple[float, float] | None
     schedule: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         def need(good: bool, rule: str) -> None:
             if not good:
                 raise ValueError(f"learn: {rule}")
@@ -100,7 +102,10 @@ def pool(size: int, examples: int, seed: int) -> Tensor:
 class Learning:
     """A learning in progress, which can be saved and gone on from at any step."""
 
-    def __init__(self, suite, vectors, values: Values, plan: Plan, seed: int, tangent: bool, device: torch.device):
+    def __init__(
+        self, suite: AnySuite, vectors: Mapping[str, TaskVector], values: Values, plan: Plan, seed: int, tangent: bool,
+        device: torch.device,
+    ):  # fmt: skip
         self.suite, self.values, self.plan, self.seed, self.device = suite, values, plan, seed, device
         if isinstance(suite, PairSuite):
             tower = suite.tower()
@@ -110,7 +115,7 @@ class Learning:
             self.model = InWeights(suite.tower(tangent=tangent).to(device), values)
         self.models = {task: suite.classifier(task, self.model.tower).to(device) for task in vectors}
         self.pools = {task: self._pool(task) for task in vectors}
-        self.teachers = {}
+        self.teachers: dict[str, Tensor] = {}
         if plan.objective == "distillation":
             self.teachers = {task: self._teacher(task, vector, tangent) for task, vector in vectors.items()}
         self.optimizer = plan.build(values)
@@ -162,7 +167,7 @@ class Learning:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.next_step)
 
-        def closure() -> Tensor:
+        def closure() -> Any:  # a Tensor, where torch's types want a float
             self.optimizer.zero_grad()
             self.model.place()
             total = torch.zeros((), device=self.device)
@@ -195,21 +200,21 @@ class Learning:
         self.curve.append((self.next_step, sum(self.losses) / len(self.losses), self.accuracy()))
         self.losses = []
 
-    def state(self) -> dict:
+    def state(self) -> State:
         return {
             "values": {key: p.detach().clone() for key, p in self.values.learned.items()},
             "optimizer": self.optimizer.state_dict(), "next_step": self.next_step, "losses": list(self.losses),
             "curve": list(self.curve), "seconds": self.seconds,
         }  # fmt: skip
 
-    def load_state(self, state: dict) -> None:
+    def load_state(self, state: State) -> None:
         self.values.fill(state["values"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.curve = [tuple(row) for row in state["curve"]]
         for name in ("next_step", "losses", "seconds"):
             setattr(self, name, state[name])
 
-    def finish(self, inputs: dict, progress: bool) -> None:
+    def finish(self, inputs: store.Inputs, progress: bool) -> None:
         """Learn to the end, from where an earlier try with these inputs was cut off."""
         file = store.partial_file(inputs)
         if (state := load_state(file)) is not None:

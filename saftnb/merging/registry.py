@@ -9,13 +9,13 @@ from __future__ import annotations
 import inspect
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-
-from saftnb.task_vector import TaskVector
+from typing import Any, TypeVar
 
 REQUIRED = inspect.Parameter.empty
+Function = TypeVar("Function", bound=Callable[..., object])
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Hyperparameter:
     """One keyword of a method: its type (float, int, bool, or str for a choice), bounds and default."""
 
     name: str
-    type: type
+    type: type[Any]
     allowed: Range | tuple[str, ...]
-    default: object = REQUIRED
+    default: Any = REQUIRED
 
     def __str__(self) -> str:
         if isinstance(self.allowed, tuple):
@@ -57,17 +57,17 @@ class Hyperparameter:
             kind = kind[self.type].strip()
         return f"{self.name}: {kind}" + ("" if self.default is REQUIRED else f", default {self.default!r}")
 
-    def check(self, value: object) -> object:
+    def check(self, value: object) -> Any:
         """`value` as this hyperparameter's own type; raises ValueError if it is not an allowed one.
 
         An int or a numpy scalar passes as a float; a bool never passes as a number.
         """
-        accepted = {float: Real, int: Integral}.get(self.type, self.type)
+        accepted: type[Any] = {float: Real, int: Integral}.get(self.type, self.type)
         valid = isinstance(value, accepted) and (self.type is bool or not isinstance(value, bool))
         try:
-            own = self.type(value) if valid else value
+            own: Any = self.type(value) if valid else value
         except OverflowError:  # an int beyond all floats
-            valid = False
+            valid, own = False, value
         if not valid or (self.type is not bool and own not in self.allowed):
             raise ValueError(f"{self.name} = {value!r} is not allowed ({self})")
         return own
@@ -78,19 +78,19 @@ class Schema:
     """A registered function and its hyperparameters by name."""
 
     name: str
-    function: Callable
+    function: Callable[..., Any]
     hyperparameters: dict[str, Hyperparameter]
 
     def __str__(self) -> str:
         return f"{self.name}({'; '.join(map(str, self.hyperparameters.values()))})"
 
-    def check(self, given: dict[str, object]) -> dict[str, object]:
+    def check(self, given: Mapping[str, object]) -> dict[str, Any]:
         """The complete hyperparameters, defaults filled in. Raises ValueError naming the allowed ones."""
         unknown = [name for name in given if name not in self.hyperparameters]
         if unknown:
             allowed = "; ".join(map(str, self.hyperparameters.values())) or "none"
             raise ValueError(f"{self.name} has no hyperparameter {unknown[0]!r}; allowed are {allowed}")
-        complete = {}
+        complete: dict[str, Any] = {}
         for name, hyperparameter in self.hyperparameters.items():
             value = given.get(name, hyperparameter.default)
             if value is REQUIRED:
@@ -124,7 +124,7 @@ _METHODS: dict[str, Method] = {}
 _SPACES: dict[str, Space] = {}
 
 
-def method(function: Callable[..., TaskVector]) -> Callable[..., TaskVector]:
+def method(function: Function) -> Function:
     """Registers a function as the merge method of its name. Raises TypeError on an unusable annotation."""
     takes = inspect.signature(function).parameters
     _METHODS[function.__name__] = Method(
@@ -133,19 +133,19 @@ def method(function: Callable[..., TaskVector]) -> Callable[..., TaskVector]:
     return function
 
 
-def space(function: Callable) -> Callable:
+def space(function: Function) -> Function:
     """Registers a function as the merge space of its name. Raises TypeError on an unusable annotation."""
     _SPACES[function.__name__] = Space(function.__name__, function, _schema(function))
     return function
 
 
-def _schema(function: Callable) -> dict[str, Hyperparameter]:
+def _schema(function: Callable[..., object]) -> dict[str, Hyperparameter]:
     hints = typing.get_type_hints(function, include_extras=True)
     keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     return {p.name: _hyperparameter(p.name, hints[p.name], p.default) for p in keywords}
 
 
-def _hyperparameter(name: str, hint: object, default: object) -> Hyperparameter:
+def _hyperparameter(name: str, hint: Any, default: Any) -> Hyperparameter:
     kind, allowed = hint, Range()
     if typing.get_origin(hint) is typing.Annotated:
         kind, allowed = typing.get_args(hint)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Span:
 
 def cut_into_spans(vectors: Sequence[TaskVector], length: int) -> list[Span]:
     """All parameters in pieces of about `length`: of whole rows where a delta is low-rank or strided."""
-    spans = []
+    spans: list[Span] = []
     for name, delta in vectors[0].items():
         size, step = delta.numel(), length
         if not all(_is_flat(vector[name]) for vector in vectors):
@@ -102,5 +102,5 @@ def workers_for(vectors: Sequence[TaskVector]) -> int:
     return min(torch.get_num_threads(), MAX_WORKERS) if on_cpu and large else 1
 
 
-def _is_flat(delta: Delta) -> bool:
+def _is_flat(delta: Delta) -> TypeGuard[Tensor]:
     return not isinstance(delta, LowRank) and delta.is_contiguous()

@@ -48,7 +48,7 @@ def iso_c(vectors: Sequence[TaskVector], shapes: Shapes, *, scale: Annotated[flo
     update of low rank their σ̄ is smaller by the share of directions that it has.
     """
 
-    def flattened(deltas: Sequence[Delta], shape: Sequence[int]) -> Delta:
+    def flattened(deltas: Sequence[Delta], shape: Sequence[int]) -> LowRank:
         common = _svd_of_sum(deltas, shape)
         return LowRank(scale * _mean(common.values) * common.u, common.v.T)
 
@@ -71,7 +71,7 @@ def iso_cts(
     updates of independent factors whose ranks add up to no more than c.
     """
 
-    def combined(deltas: Sequence[Delta], shape: Sequence[int]) -> Delta:
+    def combined(deltas: Sequence[Delta], shape: Sequence[int]) -> LowRank:
         each = min(min(shape) // len(deltas), round((min(shape) - int(min(shape) * common)) / len(deltas)))
         parts = [_svd_of_sum(deltas, shape).first(min(shape) - each * len(deltas))]
         for delta in deltas:
@@ -91,7 +91,7 @@ def tsv_m(vectors: Sequence[TaskVector], shapes: Shapes, *, scale: Annotated[flo
     U = [U_1 … U_n] = P D Qᵀ becomes U⊥ = P Qᵀ, the nearest orthogonal matrix, and V likewise.
     """
 
-    def combined(deltas: Sequence[Delta], shape: Sequence[int]) -> Delta:
+    def combined(deltas: Sequence[Delta], shape: Sequence[int]) -> LowRank:
         count = max(1, min(shape) // len(deltas))
         parts = [_svd(delta, delta.dtype, deltas, shape).first(count) for delta in deltas]
         left, right = (_nearest_orthogonal([getattr(part, side) for part in parts], shape) for side in "uv")

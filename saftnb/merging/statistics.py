@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from saftnb.backbones import ImageClassifier, resolve_device
-from saftnb.suites import Suite
+from saftnb.suites import AnySuite, PairSuite
 from saftnb.task_vector import TaskVector
 
 METHODS = ("fisher", "regmean")
@@ -18,7 +18,7 @@ EXACT_CLASSES = 64  # up to so many labels the Fisher information sums over all 
 
 
 def suite_statistics(
-    suite: Suite, experts: Mapping[str, TaskVector], method: str, *, pictures: int = 100, device: str = "auto"
+    suite: AnySuite, experts: Mapping[str, TaskVector], method: str, *, pictures: int = 100, device: str = "auto"
 ) -> dict[str, dict[str, Tensor]]:
     """What `fisher` or `regmean` needs of every task, measured on its own model: `merge(..., statistics=...)`.
 
@@ -31,10 +31,12 @@ def suite_statistics(
         task -> parameter name -> tensor.
 
     Raises:
-        ValueError: another method.
+        ValueError: another method, or a suite of sentence pairs.
     """
     if method not in METHODS:
         raise ValueError(f"method is fisher or regmean, not {method!r}: no other needs statistics")
+    if isinstance(suite, PairSuite):
+        raise ValueError(f"the statistics of {method} are of pictures, and {suite.name} has sentence pairs")
     measure = fisher_diagonal if method == "fisher" else gram_matrices
     found = {}
     for task, vector in experts.items():
@@ -65,7 +67,7 @@ def fisher_diagonal(
     totals = {name: torch.zeros_like(p) for name, p in weights.items()}
     generator = torch.Generator().manual_seed(seed)
 
-    def log_likelihood(weights: Mapping[str, Tensor], pixels: Tensor, drawn: Tensor) -> Tensor:
+    def log_likelihood(weights: dict[str, Tensor], pixels: Tensor, drawn: Tensor) -> Tensor:
         embedding = functional_call(twin.tower, weights, (pixels[None],))
         return (F.log_softmax(twin.classify(embedding)[0], dim=0) * drawn).sum()
 

@@ -50,13 +50,14 @@ def trim_elect_merge(
     spans = cut_into_spans(vectors, span or SPAN.get(device.type, 2**22))
     workers = workers_for(vectors)
     cuts = _cuts(vectors, keep, spans, dtype, workers)
-    merged = {}
+    merged: dict[str, Tensor] = {}
     for name, delta in first.items():
         merged[name] = torch.empty(delta.shape, dtype=promoted_dtype(v[name] for v in vectors), device=device)
 
     def fill(todo: Iterator[Span], majority: int) -> tuple[int, list[Span]]:
         """Writes the merged values of these spans; returns Σ γ there and the spans that hold a zero sum."""
-        balance, undecided = 0, []
+        balance = 0
+        undecided: list[Span] = []
         scratch = torch.empty(2, len(vectors), max(map(len, spans)), dtype=dtype, device=device)
         for piece in todo:
             values, elected, zeros = _merge_span(vectors, cuts, piece, majority, aggregate, scratch)
@@ -107,7 +108,7 @@ def merge_piece(
 
 
 def _merge_piece(
-    vectors, election: Election, span: Span, aggregate: str, dtype: torch.dtype
+    vectors: Sequence[TaskVector], election: Election, span: Span, aggregate: str, dtype: torch.dtype
 ) -> tuple[Tensor, int, int]:
     scratch = torch.empty(2, len(vectors), len(span), dtype=dtype)
     return _merge_span(vectors, election.cuts, span, election.majority, aggregate, scratch)
@@ -143,7 +144,7 @@ def _cuts(
     def thresholds(todo: Iterator[int]) -> dict[int, float]:
         return {i: kth_magnitude(vectors[i], k, spans, dtype) if keep < 1 else 0.0 for i in todo}
 
-    found = {}
+    found: dict[int, float] = {}
     for share in in_parallel(thresholds, range(len(vectors)), workers):
         found |= share
     values = torch.tensor([found[i] for i in range(len(vectors))], dtype=dtype)
@@ -210,7 +211,7 @@ def kth_magnitude(vector: TaskVector, k: int, spans: Sequence[Span], dtype: torc
 
 
 def _bits(value: float, dtype: torch.dtype) -> int:
-    return torch.tensor(value, dtype=dtype).view(BITS[dtype]).item()
+    return int(torch.tensor(value, dtype=dtype).view(BITS[dtype]))
 
 
 def _bracket(vector: TaskVector, k: int, spans: Sequence[Span], dtype: torch.dtype) -> tuple[float, float]:
@@ -220,7 +221,8 @@ def _bracket(vector: TaskVector, k: int, spans: Sequence[Span], dtype: torch.dty
     share, size = k / vector.numel(), len(sample)
     error = 4 * (share * (1 - share) / size) ** 0.5 + 1 / size
     ranks = [min(max(round(size * s), 1), size) for s in (share - error, share + error)]
-    return tuple(torch.kthvalue(sample, rank).values.item() for rank in ranks)
+    low, high = (float(torch.kthvalue(sample, rank).values) for rank in ranks)
+    return low, high
 
 
 def _census(

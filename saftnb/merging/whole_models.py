@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Size, Tensor
@@ -28,7 +29,7 @@ SPAN = 2**19  # entries that these look at together
 
 
 def write_model(
-    base: Checkpoint, tuned: Sequence[Mapping[str, Tensor]], method: str, values: Mapping[str, object], folder: Path,
+    base: Checkpoint, tuned: Sequence[Mapping[str, Tensor]], method: str, values: Mapping[str, Any], folder: Path,
     progress: bool = True,
 ) -> list[str]:  # fmt: skip
     """Base plus merged, in the base's files, names and dtypes. Returns a line that says what was written.
@@ -59,7 +60,7 @@ def write_model(
 
 def _moved(
     before: Tensor, name: str, lazy: Sequence[LazyVector], piece: Callable[[Span], Tensor] | None, method: str,
-    values: Mapping[str, object],
+    values: Mapping[str, Any],
 ) -> Tensor:  # fmt: skip
     """One tensor of the base plus its merged delta, in the base's dtype."""
     if piece is None:
@@ -77,7 +78,7 @@ def _moved(
 
 
 def _elementwise(
-    method: str, values: Mapping[str, object], lazy: Sequence[LazyVector], shapes: Mapping[str, Size]
+    method: str, values: Mapping[str, Any], lazy: Sequence[LazyVector], shapes: Mapping[str, Size]
 ) -> Callable[[Span], Tensor]:
     """A function that gives the merged entries of a span."""
     if method == "ties":
@@ -86,7 +87,7 @@ def _elementwise(
         rest = {name: value for name, value in values.items() if name != "keep"}
         return lambda span: merge_piece(lazy, election, span, **rest)
     scale = 1 / len(lazy) if method == "average" else values["scale"]
-    return lambda span: sum(vector[span.name][span.start : span.stop] for vector in lazy) * scale
+    return lambda span: sum((vector.entries(span) for vector in lazy), torch.zeros(())) * scale
 
 
 class _Difference:
@@ -131,7 +132,14 @@ class LazyVector(TaskVector):
     def __init__(self, base: Checkpoint | _LastRead, tuned: Mapping[str, Tensor], shapes: Mapping[str, Size]):
         self._base, self._tuned, self._shapes, self._kept = base, tuned, shapes, threading.local()
 
-    def __getitem__(self, name: str) -> _Difference:
+    def __getitem__(self, name: str) -> Tensor:
+        return cast(Tensor, self._difference(name))  # all that `saftnb.merging.spans.read` asks of one
+
+    def entries(self, span: Span) -> Tensor:
+        """Those of a span, (len(span),)."""
+        return self._difference(span.name)[span.start : span.stop]
+
+    def _difference(self, name: str) -> _Difference:
         if getattr(self._kept, "name", None) != name:
             path = getattr(getattr(self._tuned, "found", None), "path", "a model")
             self._kept.name, self._kept.value = None, None  # free the old one first
@@ -141,7 +149,7 @@ class LazyVector(TaskVector):
 
     def only(self, name: str) -> TaskVector:
         """One tensor's difference, in memory."""
-        return TaskVector({name: self[name][:].view(self._shapes[name])})
+        return TaskVector({name: self._difference(name)[:].view(self._shapes[name])})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -154,7 +162,7 @@ class LazyVector(TaskVector):
 
 
 def _spans(shapes: Mapping[str, Size]) -> list[Span]:
-    found = []
+    found: list[Span] = []
     for name, shape in shapes.items():
         found += [Span(name, start, min(start + SPAN, shape.numel())) for start in range(0, shape.numel(), SPAN)]
     return found

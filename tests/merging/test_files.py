@@ -19,7 +19,7 @@ from saftnb.formats.adapter import CONFIG
 from saftnb.formats.writing import TensorFile, new_folder
 from saftnb.merging import LowRank, TaskVector, merge
 from saftnb.merging.deltas import lowest_rank
-from saftnb.merging.files import plan
+from saftnb.merging.files import execute, plan
 from tests.backbones.test_lora import HF
 from tests.formats.test_adapters import LLAMA, adapted
 
@@ -456,3 +456,9 @@ def test_a_plan_is_checked_and_not_begun(adapters):
     planned = plan([str(adapters / "mnist"), str(adapters / "dtd")], adapters / "out", "ties", values={"keep": 0.5})
     assert planned.values == {"keep": 0.5, "scale": 1.0, "aggregate": "mean"}
     assert not (adapters / "out").exists()
+
+
+def test_the_plan_of_a_dry_run_is_not_carried_out(adapters):
+    planned = plan([str(adapters / "mnist"), str(adapters / "dtd")], None, "ties")
+    with pytest.raises(ValueError, match="the plan of a dry run has no folder to write"):
+        execute(planned, progress=False)

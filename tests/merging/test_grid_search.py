@@ -178,3 +178,12 @@ def test_a_search_says_its_choice_and_stars_an_end_of_the_grid():
     found = Search(None, {"scale": 0.3, "keep": 0.1, "seed": 2}, pd.DataFrame(), ["keep"])
     assert str(found) == "λ 0.3, keep 0.1, draw 2*"
     assert str(Search(None, {"scale": 0.3}, pd.DataFrame(), [])) == "λ 0.3"
+
+
+@pytest.mark.parametrize("seek", [search, coordinate_search])
+def test_scores_that_are_no_numbers_choose_nothing(seek):
+    with pytest.raises(ValueError, match="search ties: no mean score is a number"):
+        seek(vectors(), "ties", {"scale": [0.5, 1.0]}, lambda vector: {"a": float("nan")}, progress=False)
+    with pytest.raises(ValueError, match="search average: no mean score is a number"):
+        by_task = dict(zip("ab", vectors(2), strict=True))
+        search_subsets(by_task, 1, "average", {}, lambda vector, subset: {"a": float("nan")}, progress=False)

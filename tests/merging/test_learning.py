@@ -642,3 +642,19 @@ def test_models_of_both_ways_give_back_what_is_placed(suite, pairs):
     AtOutputs(tower, values).place()
     inputs = pairs.tasks["kinds"].test[:4].inputs
     torch.testing.assert_close(tower(inputs), pairs.tower(values.vector())(inputs))
+
+
+@pytest.mark.parametrize("low", [True, False])
+def test_a_layer_that_the_loss_does_not_see_has_no_gradient_and_stops_nothing(pairs, low):
+    """MiniLM's pooler runs, and what stands for a pair does not come from it."""
+    unseen = "pooler.dense.weight"
+    width = pairs.backbone.width
+    delta = LowRank(torch.ones(width, 1), torch.ones(1, width)) if low else torch.ones(width, width)
+    vectors = [TaskVector({**vector, unseen: delta}) for vector in pair_adapters(pairs).values()]
+    values = Values(vectors, "parameter", 0.5, CPU)
+    tower = pairs.tower()
+    model = AtOutputs(tower, values)
+    model.place()
+    tower(pairs.tasks["kinds"].test[:4].inputs).square().sum().backward()
+    model.collect()
+    assert {name for name, p in values.learned.items() if p.grad is None} == {unseen}

@@ -331,3 +331,8 @@ def test_statistics_of_a_real_tower_fit_its_task_vectors() -> None:
         assert (merged - mean).norm() > 1e-2 * mean.norm()
         alone = merge(vectors[:1], method, statistics=measured[:1])
         assert (alone - vectors[0]).norm() < 1e-3 * vectors[0].norm()
+
+
+def test_statistics_of_sentence_pairs_are_refused() -> None:
+    with pytest.raises(ValueError, match="of fisher are of pictures, and thimble-nli has sentence pairs"):
+        statistics.suite_statistics(load_suite("thimble-nli"), {}, "fisher")
