@@ -8,7 +8,20 @@ so that `SharpnessAware` needs torch alone.
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # `_PLACES` once more, for type checkers: they do not run `__getattr__`
+    from saftnb.finetune.experts import TaskVectors as TaskVectors
+    from saftnb.finetune.experts import finetune as finetune
+    from saftnb.finetune.experts import task_vectors as task_vectors
+    from saftnb.finetune.published import Published as Published
+    from saftnb.finetune.recipes import Recipe as Recipe
+    from saftnb.finetune.recipes import matched as matched
+    from saftnb.finetune.recipes import plans as plans
+    from saftnb.finetune.recipes import recipe as recipe
+    from saftnb.finetune.sharpness_aware import SharpnessAware as SharpnessAware
+    from saftnb.finetune.sharpness_aware import ascent_step as ascent_step
+    from saftnb.finetune.store import FineTuned as FineTuned
 
 _PLACES = {
     "FineTuned": "store", "Published": "published", "Recipe": "recipes", "SharpnessAware": "sharpness_aware",

@@ -20,7 +20,7 @@ from saftnb.task_vector import TaskVector
 TRAINING_VERSION = 1  # raise it whenever a change of the training code changes what it trains
 
 
-def describe(suite: AnySuite, task: str, plan: Recipe, seed: int, device: torch.device) -> dict:
+def describe(suite: AnySuite, task: str, plan: Recipe, seed: int, device: torch.device) -> store.Inputs:
     """Everything that decides a fine-tuned model: its hash is the checkpoint's fingerprint."""
     given = {name: value for name, value in conditions(suite).items() if name != "precision"}  # which is the recipe's
     return {
@@ -74,7 +74,7 @@ def finetune(
 
 def task_vectors(
     suite: AnySuite,
-    recipe: Recipe | str = "sgd",
+    recipe: Recipe | Published | str = "sgd",
     seed: int = 0,
     *,
     tasks: Sequence[str] = (),
@@ -86,8 +86,10 @@ def task_vectors(
     Args:
         tasks: those to train, in place of all. The rest as in `finetune`, with the same errors.
     """
-    how = {"device": device, "progress": progress}
-    return {task: finetune(suite, task, recipe, seed, **how).task_vector for task in tasks or suite.tasks}
+    return {
+        task: finetune(suite, task, recipe, seed, device=device, progress=progress).task_vector
+        for task in tasks or suite.tasks
+    }
 
 
 class TaskVectors(Mapping[tuple[str, int], dict[str, TaskVector]]):
@@ -102,8 +104,8 @@ class TaskVectors(Mapping[tuple[str, int], dict[str, TaskVector]]):
     """
 
     def __init__(
-        self, suite: AnySuite, plans: Mapping[str, Recipe], seeds: Sequence[int], tasks: Sequence[str] = (), *,
-        device: str = "auto", progress: bool = True,
+        self, suite: AnySuite, plans: Mapping[str, Recipe | Published], seeds: Sequence[int],
+        tasks: Sequence[str] = (), *, device: str = "auto", progress: bool = True,
     ):  # fmt: skip
         self._suite, self.plans, self._device, self._progress = suite, dict(plans), device, progress
         self.tasks = tuple(tasks or suite.tasks)
@@ -142,7 +144,9 @@ class TaskVectors(Mapping[tuple[str, int], dict[str, TaskVector]]):
         return len(self._keys)
 
 
-def _train(suite, task, plan, seed, where, inputs, progress) -> store.FineTuned:
+def _train(
+    suite: AnySuite, task: str, plan: Recipe, seed: int, where: torch.device, inputs: store.Inputs, progress: bool
+) -> store.FineTuned:
     state_file = store.partial_file(inputs)
     model = suite.classifier(task, suite.tower(tangent=plan.tangent))
     training = Training(model, suite.tasks[task], plan, seed, where)

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -39,7 +40,7 @@ def gradient_flops(backbone: str, scope: str = "full") -> int:
         backbone: one of `OPENAI_BACKBONES` or `POCKET_BACKBONES`. scope: as in a `Recipe`.
     """
     tower = _tower(backbone, "meta")
-    size = tower.image_size
+    size = _shape(tower)
     prepare_scope(tower, Recipe("counted", "adamw", scope))
     tower = TangentTower(tower) if scope == "tangent" else tower.to("meta")
     with FlopCounterMode(display=False) as counter:
@@ -57,7 +58,8 @@ def flops_per_second(backbone: str, plan: Recipe, *, device: str = "auto") -> fl
     count = plan.batch_size if where.type == "cuda" else min(CPU_PICTURES, plan.batch_size)
     small = dataclasses.replace(plan, batch_size=count, accumulate=min(plan.accumulate, count))
     tower = _tower(backbone, "cpu")
-    head, images = torch.randn(10, tower.output_dim), torch.randint(256, (count, 3, *tower.image_size))
+    head = torch.randn(10, cast(int, tower.output_dim))
+    images = torch.randint(256, (count, 3, *_shape(tower)))
     model = ImageClassifier(TangentTower(tower) if plan.tangent else tower, head, (0.5,) * 3, (0.5,) * 3)
     images = images.to(torch.uint8)
     pictures = Split(images, torch.arange(count) % 10)
@@ -164,4 +166,10 @@ def _tower(backbone: str, device: str) -> nn.Module:
     if backbone not in OPENAI_BACKBONES:
         return load_pocket_backbone(backbone).image_tower().to(device)
     with torch.device(device):
-        return unfuse_attention(build_clip(open_clip.get_model_config(f"{backbone}-quickgelu")).visual)
+        config = cast("dict[str, Any]", open_clip.get_model_config(f"{backbone}-quickgelu"))  # it is one of its own
+        return unfuse_attention(build_clip(config).visual)
+
+
+def _shape(tower: nn.Module) -> tuple[int, int]:
+    """Height and width of the pictures that an open_clip image tower takes."""
+    return cast("tuple[int, int]", tower.image_size)

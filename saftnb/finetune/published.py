@@ -92,8 +92,7 @@ def read_published(suite: AnySuite, task: str, plan: Published, *, device: torch
     folder = where(suite, task, plan.source)
     adapter = read_adapter(folder, _shapes(suite)) if is_adapter(folder) else None
     own = next((value for name, value in adapter.head.items() if name.endswith("weight")), None) if adapter else None
-    pairs = isinstance(suite, PairSuite)
-    kind = "zero-shot" if not pairs else "linear probe" if own is None else "its own"
+    kind = "zero-shot" if not isinstance(suite, PairSuite) else "linear probe" if own is None else "its own"
     inputs = {
         "suite": suite.name, "task": task, "data": suite.tasks[task].sha256, "backbone": suite.backbone.sha256,
         "recipe": plan.inputs(), "seed": 0, "files": adapter.sha256 if adapter else open_checkpoint(folder).sha256,
@@ -106,10 +105,10 @@ def read_published(suite: AnySuite, task: str, plan: Published, *, device: torch
             return found
         start = time.monotonic()
         vector = adapter.vector if adapter else _full(suite, folder)
-        head = None
-        if pairs:
+        head, scored = None, suite
+        if isinstance(suite, PairSuite):
             head = own.float() if own is not None else linear_probe(suite, task, vector, device)
-        scored = suite.with_heads({task: head}) if pairs else suite
+            scored = suite.with_heads({task: head})
         model = scored.classifier(task, scored.tower(vector)).to(device)
         accuracy = float(hits(model, suite.tasks[task].validation, device=device.type).double().mean())
         history = pd.DataFrame([(0, float("nan"), accuracy)], columns=["step", "loss", "validation_accuracy"])

@@ -4,14 +4,17 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from saftnb.finetune.published import PREFIX, Published
+from saftnb.suites import AnySuite
 
 OPTIMIZERS = ("adamw", "sam", "asam", "asam-kwon")
 SCOPES = ("full", "attention", "tangent", "lora")
 CLIPS = ("both", "first")
 PRECISIONS = ("float32", "bf16")
 SCHEDULES = ("cosine", "linear")
+Fields = dict[str, Any]  # of a recipe, by name
 
 
 def _is_number(value: object) -> bool:
@@ -190,10 +193,10 @@ class Recipe:
 
 # What SAFT's rows share (arXiv 2504.14662 and its released code). FTTS and FTLO are given no values of their own there,
 # so they get the same; ViT-L/14's batches are cut into four, see `recipe`.
-_PAPER = {"steps": 8000, "lr": 1e-5, "batch_size": 128, "warmup": 500, "evaluate_every": 0, "clip": "first"}
+_PAPER: Fields = {"steps": 8000, "lr": 1e-5, "batch_size": 128, "warmup": 500, "evaluate_every": 0, "clip": "first"}
 # KnOTS's protocol for its adapters (arXiv 2410.19735); ViT-L/14 has another weight decay, see `recipe`. It names no
 # clipping: both gradients are clipped, as elsewhere here. Its training pictures are prepared as for evaluation.
-_KNOTS = {
+_KNOTS: Fields = {
     "steps": 50_000, "lr": 3e-4, "batch_size": 32, "warmup": 500, "evaluate_every": 2000, "patience": 5,
     "min_delta": 1e-3, "crop": 0.0,
 }  # fmt: skip
@@ -219,7 +222,7 @@ _RECIPES = {
     "vision8": [
         Recipe("sgd", "adamw", **_PAPER),
         Recipe("saft", "asam", rho=0.5, **_PAPER),
-        Recipe("sgd-2x", "adamw", **_PAPER | {"steps": 16_000}),
+        dataclasses.replace(Recipe("sgd-2x", "adamw", **_PAPER), steps=16_000),
         Recipe("sgd-wd0", "adamw", weight_decay=0.0, **_PAPER),
         Recipe("sam", "sam", rho=0.05, **_PAPER),
         Recipe("asam-kwon", "asam-kwon", rho=0.5, **_PAPER),
@@ -233,7 +236,7 @@ _RECIPES = {
 }
 # KnOTS's protocol for Llama-3-8B (arXiv 2410.19735), which gives the rate, the decay, the schedule and 6 % of warm-up.
 # Ours: batches of 32, at most 10,000 steps, a look every 500, and an end after five looks without gain.
-_NLI = {
+_NLI: Fields = {
     "steps": 10_000, "lr": 3e-5, "batch_size": 32, "warmup": 600, "evaluate_every": 500, "patience": 5,
     "schedule": "linear", "checkpointing": True,
 }  # fmt: skip
@@ -243,7 +246,7 @@ _RECIPES["nli6"] = [
 ]
 # Ours. Of the rates 2e-3, 3e-3 and 5e-3, tried on seed 100 with "lora", the first was the only one at which all six
 # tasks were learned. ρ was not searched.
-_POCKET_NLI = {
+_POCKET_NLI: Fields = {
     "steps": 200, "batch_size": 16, "lr": 2e-3, "dropout": 0.0, "warmup": 12, "evaluate_every": 50,
     "schedule": "linear",
 }  # fmt: skip
@@ -254,13 +257,13 @@ _RECIPES["pocket-nli"] = [
 _RECIPES["thimble-nli"] = [
     dataclasses.replace(plan, steps=8, batch_size=16, warmup=1, evaluate_every=4) for plan in _RECIPES["pocket-nli"]
 ]
-_THIMBLE = {"batch_size": 32, "warmup": 4, "evaluate_every": 8}
+_THIMBLE: Fields = {"batch_size": 32, "warmup": 4, "evaluate_every": 8}
 _RECIPES["thimble"] = [
     dataclasses.replace(plan, steps=48 if plan.name == "sgd-2x" else 24, **_THIMBLE) for plan in _RECIPES["pocket"]
 ]
 
 
-def recipe(name: str, suite, **changes) -> "Recipe | Published":
+def recipe(name: str, suite: AnySuite | str, **changes: Any) -> Recipe | Published:
     """A named recipe for a suite (a `Suite` or its name), with fields replaced by `changes`.
 
     "sgd" is the papers' name for the plain baseline, which is AdamW; "saft" is ASAM around AdamW. "ftts" and "ftlo"
@@ -290,7 +293,7 @@ def recipe(name: str, suite, **changes) -> "Recipe | Published":
     unknown = changes.keys() - {field.name for field in dataclasses.fields(Recipe)}
     if unknown:
         raise ValueError(f"a recipe has no {', '.join(sorted(unknown))}")
-    if getattr(suite, "precision", "float32") != "float32":
+    if not isinstance(suite, str) and suite.precision != "float32":
         changes = {"precision": suite.precision, **changes}
     if suite_name == "vision8" and not isinstance(suite, str) and suite.backbone.name.startswith("ViT-L-14"):
         large = {"weight_decay": 1e-4} if named[base].scope == "lora" else {"accumulate": 4}
@@ -298,7 +301,9 @@ def recipe(name: str, suite, **changes) -> "Recipe | Published":
     return dataclasses.replace(named[base], **changes)
 
 
-def plans(suite, recipes: Sequence[str], *, steps: int = 0, models: str = "") -> "dict[str, Recipe | Published]":
+def plans(
+    suite: AnySuite | str, recipes: Sequence[str], *, steps: int = 0, models: str = ""
+) -> dict[str, Recipe | Published]:
     """The recipes of these names by their names, in so many steps (0: their own). With `models` ("fusionbench", "knots"
     or a folder with a subfolder a task; several with commas between) models of others stand in for them all: an entry
     for each, nothing to train.
@@ -319,11 +324,13 @@ def plans(suite, recipes: Sequence[str], *, steps: int = 0, models: str = "") ->
 
 def _written_changes(name: str, written: str) -> dict[str, int | float | bool | str | None]:
     """The changes in a recipe's name, each of its field's kind."""
-    read = {int: int, float: float, str: str, bool: lambda value: {"true": True, "false": False}[value.lower()]}
+    read: dict[object, Callable[[str], Any]] = {int: int, float: float, str: str}
+    read[bool] = lambda value: {"true": True, "false": False}[value.lower()]
     read[float | None] = lambda value: None if value.lower() == "none" else float(value)
     kinds = {field.name: field.type for field in dataclasses.fields(Recipe)}
-    words = {int: "a whole number", float: "a number", bool: "true or false", float | None: "a number or none"}
-    changes = {}
+    words: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+    words[float | None] = "a number or none"
+    changes: dict[str, int | float | bool | str | None] = {}
     for part in written.split(","):
         field, equals, value = part.partition("=")
         if field not in kinds or field == "name":

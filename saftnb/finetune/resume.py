@@ -5,6 +5,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,15 +14,16 @@ from saftnb.disk import whole_file
 _OF = "file"  # in a state: the name of its file, which says of what; the first states did not have it
 SAVE_EVERY = 50  # steps between saves of the training state, at least
 SAVE_SHARE = 0.1  # of the time may go into saves: at full size a state is some GB
+State = dict[str, Any]  # of a training in progress: tensors and numbers, by name
 
 
 class Saves:
     """Saves a state now and then: every `SAVE_EVERY` steps, and only where that takes little of the time."""
 
-    def __init__(self, save: Callable[[dict], None]):
+    def __init__(self, save: Callable[[State], None]):
         self._save, self._last, self._cost = save, time.perf_counter(), 0.0
 
-    def after(self, step: int, state: Callable[[], dict]) -> None:
+    def after(self, step: int, state: Callable[[], State]) -> None:
         """To be called after each step."""
         start = time.perf_counter()
         if step % SAVE_EVERY == 0 and start - self._last >= self._cost / SAVE_SHARE:
@@ -30,7 +32,7 @@ class Saves:
             self._cost = self._last - start
 
 
-def save_state(state: dict, path: Path) -> None:
+def save_state(state: State, path: Path) -> None:
     """Write a training state whole or not at all."""
     with whole_file(path) as part, part.open("wb") as file:  # by name, torch's own writer has other errors
         try:
@@ -41,7 +43,7 @@ def save_state(state: dict, path: Path) -> None:
             raise
 
 
-def load_state(path: Path) -> dict | None:
+def load_state(path: Path) -> State | None:
     """The state of a training that was cut off; None where there is none, or (with a warning) where it cannot be read
     or is another training's."""
     if not path.is_file():

@@ -46,7 +46,7 @@ def ascent_step(
     named = [entry if isinstance(entry, tuple) else (None, entry) for entry in params]
     names = [name for name, _ in named]
     rho = _checked_rho(perturbation, rho, names)
-    steps = [p.grad.clone() if _takes_part(p) else torch.zeros_like(p) for _, p in named]
+    steps = [p.grad.clone() if p.grad is not None and _takes_part(p) else torch.zeros_like(p) for _, p in named]
     _ascend_(steps, [p.clone() for _, p in named], names, perturbation, rho)
     return steps
 
@@ -84,6 +84,11 @@ class SharpnessAware(Optimizer):
     weights as before, where the norm of a gradient is not finite (with rho = 0: of one to be clipped).
     """
 
+    base_optimizer: Optimizer
+    perturbation: str
+    clip_first: float | None
+    clip_second: float | None
+
     def __init__(
         self, base_optimizer: Optimizer, rho: float | None = None, perturbation: str = "asam", *,
         clip_first: float | None = None, clip_second: float | None = None, hold_statistics_of: nn.Module | None = None,
@@ -101,8 +106,8 @@ class SharpnessAware(Optimizer):
         self.hold_statistics_of, self.rho = hold_statistics_of, rho
 
     # Looked up on every access, since the base optimizer replaces these objects when it loads a state.
-    param_groups = property(lambda self: self.base_optimizer.param_groups)
-    state = property(lambda self: self.base_optimizer.state)
+    param_groups = property(lambda self: self.base_optimizer.param_groups)  # pyright: ignore[reportAssignmentType]
+    state = property(lambda self: self.base_optimizer.state)  # pyright: ignore[reportAssignmentType]
     defaults = property(lambda self: self.base_optimizer.defaults)
 
     @property
@@ -126,7 +131,7 @@ class SharpnessAware(Optimizer):
             self._clip_(self.clip_first, "w")
             self._evaluate_at_ascent(evaluate)
             if self.clip_second is None:  # clipping looks at the norm, too
-                grads = [p.grad for _, p in self._named_params() if _takes_part(p)]
+                grads = [p.grad for _, p in self._named_params() if p.grad is not None and _takes_part(p)]
                 _check_finite(_global_norm(grads), "w + eps")
         self._clip_(self.clip_second, "w + eps")
         self.base_optimizer.step()
@@ -136,7 +141,7 @@ class SharpnessAware(Optimizer):
         """Replace the gradients at w by those at w + ε. Afterwards the weights are w again, come what may."""
         groups = [group for group in self.param_groups if group.get("perturb", True)]
         names = {p: name for name, p in self._named_params(groups) if _takes_part(p)}
-        weights, grads = list(names), [p.grad for p in names]
+        weights, grads = list(names), [p.grad for p in names if p.grad is not None]
         saved = [torch.empty_like(p) for p in weights]  # the one extra copy of the weights
         _copy_(saved, weights)
         try:
@@ -166,7 +171,7 @@ class SharpnessAware(Optimizer):
         if limit is not None:
             _check_finite(float(clip_grad_norm_([p for _, p in self._named_params()], limit)), where)
 
-    def _named_params(self, groups: list[dict] | None = None) -> Iterator[tuple[str | None, Tensor]]:
+    def _named_params(self, groups: list[dict[str, Any]] | None = None) -> Iterator[tuple[str | None, Tensor]]:
         for group in self.param_groups if groups is None else groups:
             params = group["params"]
             yield from zip(group.get("param_names") or [None] * len(params), params, strict=True)
@@ -210,7 +215,7 @@ def _ascend_(
 ) -> None:
     """Turn each g into ε = ρ T² g / (‖T g‖₂ + tiny), in place. `weights` are scratch and may end up as T."""
     kwon = perturbation == "asam-kwon"
-    scaled = [i for i, name in enumerate(names) if perturbation == "asam" or (kwon and "weight" in name)]
+    scaled = [i for i, name in enumerate(names) if perturbation == "asam" or (kwon and "weight" in (name or ""))]
     T, Tg = [weights[i] for i in scaled], [grads[i] for i in scaled]
     if kwon:  # T = |w| + η; for T = |w|, w itself will do: ‖T g‖ and T² do not see its sign
         for (t,) in _buckets(T):
@@ -228,7 +233,7 @@ def _ascend_(
 
 def _buckets(*lists: list[Tensor]) -> Iterator[list[list[Tensor]]]:
     """Split parallel lists by device and dtype: only within one do the foreach kernels fuse."""
-    buckets = defaultdict(list)
+    buckets: defaultdict[tuple[object, ...], list[tuple[Tensor, ...]]] = defaultdict(list)
     for row in zip(*lists, strict=True):
         buckets[tuple((t.device, t.dtype) for t in row)].append(row)
     for rows in buckets.values():
@@ -242,7 +247,7 @@ def _copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 def _global_norm(tensors: list[Tensor]) -> float:
     """‖·‖₂ over all tensors, accumulated in float32 or wider."""
-    norms = []
+    norms: list[float] = []
     for (bucket,) in _buckets(tensors):
         wide = torch.promote_types(bucket[0].dtype, torch.float32)
         norms += torch.stack(list(torch._foreach_norm(bucket, 2, dtype=wide))).tolist()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 from safetensors.torch import load_file
@@ -29,6 +29,8 @@ from saftnb.run_folder import used_checkpoint
 from saftnb.task_vector import TaskVector, save_tensors
 
 Found = TypeVar("Found")
+Inputs = dict[str, Any]  # everything that decides a result, by name, as JSON
+Manifest = dict[str, Any]  # of a folder of the store, as JSON: the inputs, their hash, the files' hashes, and more
 _FILES = ("task_vector.safetensors", "history.csv")
 _HEAD = "head.safetensors"
 _OWN = "manifest_sha256"  # in a manifest, of all else in it
@@ -53,23 +55,23 @@ class FineTuned:
     validation_accuracy: float
     seconds: float
     fingerprint: str
-    inputs: dict
+    inputs: Inputs
     weights_sha256: str = ""
     head: Tensor | None = None
 
 
-def fingerprint(inputs: dict) -> str:
+def fingerprint(inputs: Inputs) -> str:
     """SHA-256 of the inputs as canonical JSON."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def folder_name(inputs: dict) -> str:
+def folder_name(inputs: Inputs) -> str:
     """The inputs' "name", or that of a fine-tuning, and the start of their hash."""
     name = inputs.get("name") or f"{inputs['suite']}-{inputs['task']}-{inputs['recipe']['name']}-s{inputs['seed']}"
     return f"{name}-{fingerprint(inputs)[:12]}"
 
 
-def partial_file(inputs: dict, suffix: str = ".pt") -> Path:
+def partial_file(inputs: Inputs, suffix: str = ".pt") -> Path:
     """Where the state of a training in progress is."""
     return store_root() / ".partial" / f"{folder_name(inputs)}{suffix}"
 
@@ -78,7 +80,7 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write(inputs: dict, fill: Callable[[Path], None], root: Path | None = None, **more: object) -> dict:
+def write(inputs: Inputs, fill: Callable[[Path], None], root: Path | None = None, **more: object) -> Manifest:
     """Have `fill` put files into a folder, which stands in the store whole or not at all; returns its manifest.
 
     Args:
@@ -88,7 +90,7 @@ def write(inputs: dict, fill: Callable[[Path], None], root: Path | None = None, 
     final = root / folder_name(inputs)
     with whole_folder(final, root / ".partial") as part:  # a whole one would have been loaded
         fill(part)
-        manifest = {"fingerprint": fingerprint(inputs), "inputs": inputs, **more}
+        manifest: Manifest = {"fingerprint": fingerprint(inputs), "inputs": inputs, **more}
         manifest["sha256"] = {path.name: _sha256(path) for path in sorted(part.iterdir())}
         manifest[_OWN] = fingerprint(manifest)
         (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -97,7 +99,7 @@ def write(inputs: dict, fill: Callable[[Path], None], root: Path | None = None, 
 
 
 def read(
-    inputs: dict, take: Callable[[Path, dict], Found], files: Sequence[str], root: Path | None = None
+    inputs: Inputs, take: Callable[[Path, Manifest], Found], files: Sequence[str], root: Path | None = None
 ) -> Found | None:
     """What `take` makes of the folder of these inputs and its manifest; None where there is none, or (with a warning
     that names the file) where it is damaged: it lacks one of `files`, or a file does not have its hash."""
@@ -116,7 +118,7 @@ def read(
         warnings.warn(f"checkpoint {folder.name} is damaged and is trained again: {why}", stacklevel=4)
         return None
     _tidy(folder)
-    used_checkpoint(folder, manifest["fingerprint"])
+    used_checkpoint(folder, fingerprint(inputs))
     return found
 
 
@@ -159,10 +161,10 @@ def save(result: FineTuned, root: Path | None = None) -> FineTuned:
     return replace(result, weights_sha256=manifest["sha256"]["task_vector.safetensors"])
 
 
-def load(inputs: dict, root: Path | None = None) -> FineTuned | None:
+def load(inputs: Inputs, root: Path | None = None) -> FineTuned | None:
     """The checkpoint of these inputs; None where there is none, or (with a warning) where it is damaged."""
 
-    def take(folder: Path, manifest: dict) -> FineTuned:
+    def take(folder: Path, manifest: Manifest) -> FineTuned:
         return FineTuned(
             TaskVector.load(folder / "task_vector.safetensors"), pd.read_csv(folder / "history.csv"),
             manifest["validation_accuracy"], manifest["seconds"], manifest["fingerprint"], manifest["inputs"],
@@ -174,7 +176,7 @@ def load(inputs: dict, root: Path | None = None) -> FineTuned | None:
 
 
 @contextmanager
-def locked(inputs: dict, root: Path | None = None) -> Iterator[None]:
+def locked(inputs: Inputs, root: Path | None = None) -> Iterator[None]:
     """Hold the checkpoint's lock: of two processes that need it, one trains and the other waits and loads."""
     name = folder_name(inputs)
     with disk.locked((root or store_root()) / ".partial" / f"{name}.lock", f"trains {name}"):

@@ -4,6 +4,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +25,10 @@ from saftnb.backbones import (
 )
 from saftnb.evaluate import hits
 from saftnb.finetune.recipes import Recipe
-from saftnb.finetune.resume import Saves
+from saftnb.finetune.resume import Saves, State
 from saftnb.finetune.sharpness_aware import SharpnessAware
 from saftnb.progress import progress_bar
-from saftnb.suites import PairSplit, PairTask, Split, Task
+from saftnb.suites import AnySplit, PairTask, Task
 from saftnb.task_vector import TaskVector
 
 LOOK_AT = 500  # pictures at once, at a look at the validation accuracy
@@ -46,7 +47,7 @@ def build_optimizer(tower: nn.Module, recipe: Recipe, head: nn.Parameter | None 
     return SharpnessAware(adamw, recipe.rho, recipe.optimizer)
 
 
-def draw_batch(split: Split | PairSplit, recipe: Recipe, seed: int, step: int) -> tuple[Tensor | Tokens, Tensor]:
+def draw_batch(split: AnySplit, recipe: Recipe, seed: int, step: int) -> tuple[Tensor | Tokens, Tensor]:
     """Pictures (uint8, or in [0, 1]) or tokens, and labels, of one step: epochs of fresh shuffles, the last short batch
     dropped."""
     size = min(recipe.batch_size, len(split))
@@ -59,20 +60,23 @@ def draw_batch(split: Split | PairSplit, recipe: Recipe, seed: int, step: int) -
 
 
 @lru_cache(maxsize=2)  # the steps of an epoch share it: sorting half a million pairs by length takes a while
-def _epoch(split: Split | PairSplit, size: int, seed: int, epoch: int) -> Tensor:
+def _epoch(split: AnySplit, size: int, seed: int, epoch: int) -> Tensor:
     return split.order(size, torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
-class _Batches(Dataset):
+Batch = tuple[Tensor | Tokens, Tensor]
+
+
+class _Batches(Dataset[Batch]):
     """The batches of a training by their step, for a `DataLoader`."""
 
-    def __init__(self, split: Split, recipe: Recipe, seed: int, first: int):
+    def __init__(self, split: AnySplit, recipe: Recipe, seed: int, first: int):
         self.arguments, self.first, self.steps = (split, recipe, seed), first, recipe.steps
 
     def __len__(self) -> int:
         return self.steps - self.first
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, number: int) -> Batch:
         return draw_batch(*self.arguments, self.first + number)
 
 
@@ -110,11 +114,12 @@ class Training:
         )
         classifier.bf16 = recipe.precision == "bf16"
         self.head: nn.Parameter | None = None
-        targets = {}
+        targets: dict[str, Sequence[str]] = {}
         if isinstance(classifier, SequenceClassifier):
             if recipe.scope != "lora":
                 raise ValueError(f"a language model is fine-tuned by adapters alone, scope lora, not {recipe.scope!r}")
-            self.head, targets = classifier.head.requires_grad_(True), {"targets": classifier.tower.targets}
+            classifier.head.requires_grad_(True)
+            self.head, targets = classifier.head, {"targets": classifier.tower.targets}
             if recipe.checkpointing:
                 set_checkpointing(classifier.trunk, True)
         prepare_scope(classifier.trunk, recipe, adapter_seed(task, recipe, seed), **targets)
@@ -128,11 +133,11 @@ class Training:
         self.next_step, self.best_accuracy, self.seconds = 0, -1.0, 0.0
         self.best: dict[str, Tensor] = {}
         self.best_head: Tensor | None = None
-        self._batches: tuple[int, Iterator] | None = None
+        self._batches: tuple[int, Iterator[Batch]] | None = None
         self.history: list[tuple[int, float, float]] = []  # (steps done, training loss, validation accuracy)
 
     @property
-    def batches(self) -> Iterator[tuple[Tensor | Tokens, Tensor]]:
+    def batches(self) -> Iterator[Batch]:
         """The batches from the next step on; those of pictures on disk are prepared by processes of their own."""
         if self._batches is None or self._batches[0] != self.next_step:
             split = self.task.train
@@ -158,7 +163,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-        def closure() -> Tensor:
+        def closure() -> Any:  # a Tensor, where torch's types want a float
             nonlocal clipped
             if self.recipe.scope == "lora":  # the same dropped inputs for both gradients, at every run of this step
                 torch.manual_seed(self.seed * 1_000_003 + self.next_step)
@@ -181,7 +186,7 @@ class Training:
         with torch.random.fork_rng(devices=cards, enabled=self.recipe.scope == "lora"):
             loss = self.optimizer.step(closure)
         self.next_step += 1
-        return float(loss.detach())
+        return float(loss)
 
     @torch.no_grad()
     def look(self, loss: float) -> None:
@@ -219,7 +224,7 @@ class Training:
                 set_checkpointing(self.classifier.trunk, False)
             self.classifier.eval()
 
-    def state(self) -> dict:
+    def state(self) -> State:
         if self.head is not None:  # of a shared model only what trains
             return {
                 "trained": {name: p.detach().clone() for name, p in self.trained.items()},
@@ -227,14 +232,14 @@ class Training:
             }  # fmt: skip
         return {"tower": self.classifier.tower.state_dict(), **self._progress()}
 
-    def _progress(self) -> dict:
+    def _progress(self) -> State:
         return {
             "optimizer": self.optimizer.state_dict(), "best": self.best,
             "next_step": self.next_step, "best_accuracy": self.best_accuracy, "history": self.history,
             "seconds": self.seconds,
         }  # fmt: skip
 
-    def load_state(self, state: dict) -> None:
+    def load_state(self, state: State) -> None:
         if self.head is not None:
             with torch.no_grad():
                 for name, p in self.trained.items():
@@ -248,7 +253,7 @@ class Training:
         for name in ("best", "next_step", "best_accuracy", "seconds"):
             setattr(self, name, state[name])
 
-    def run(self, save: Callable[[dict], None], *, label: str, progress: bool) -> None:
+    def run(self, save: Callable[[State], None], *, label: str, progress: bool) -> None:
         """Train to the end, or to the accuracy at which the recipe stops, saving the state now and then."""
         steps, saves = self.recipe.steps, Saves(save)
         bar = progress_bar(total=steps, initial=self.next_step, desc=label, disable=not progress, mininterval=1)
