@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +60,8 @@ class Backbone:
     """A frozen CLIP. `sha256` identifies its weights; `mean` and `std` normalise pixels in [0, 1]."""
 
     name: str
-    clip: nn.Module
-    tokenize: Callable[[Sequence[str]], Tensor]
+    clip: CLIP
+    tokenize: Callable[[list[str]], Tensor]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
@@ -68,7 +69,7 @@ class Backbone:
     @property
     def image_size(self) -> int:
         """Pixels a side that the image tower takes."""
-        return self.clip.visual.image_size[0]
+        return cast("tuple[int, int]", self.clip.visual.image_size)[0]
 
     def image_tower(self) -> nn.Module:
         """A fresh copy of the pre-trained image tower θ0 in evaluation mode, ready to be fine-tuned."""
@@ -95,6 +96,9 @@ class ImageClassifier(nn.Module):
     """
 
     bf16 = False
+    head: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, tower: nn.Module, head: Tensor, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
@@ -122,7 +126,7 @@ class ImageClassifier(nn.Module):
         return self.classify(embeddings)
 
 
-def build_clip(config: dict) -> CLIP:
+def build_clip(config: dict[str, Any]) -> CLIP:
     """An open_clip CLIP from a config in open_clip's own format, with its fused attention."""
     quick = config.get("quick_gelu", False)
     return CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=quick)

@@ -12,7 +12,7 @@ Sizes stay apart after the augmentation of `pretrain.py` too, whose zoom shrinks
 """
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -51,7 +51,7 @@ class Captioned:
 
 def _package_file(package: str, *parts: str) -> Path:
     try:
-        return Path(import_module(package).__file__).parent.joinpath(*parts)
+        return Path(import_module(package).__file__ or "").parent.joinpath(*parts)
     except ModuleNotFoundError:
         raise ModuleNotFoundError(f"{package} is missing: pip install 'saftnb[pretrain]'") from None
 
@@ -89,7 +89,7 @@ def _decode(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(png)).convert("RGBA")).transpose(2, 0, 1)
 
 
-def _colours(generator: np.random.Generator) -> tuple[str, tuple, tuple]:
+def _colours(generator: np.random.Generator) -> tuple[str, Sequence[float], Sequence[float]]:
     """Two different colours: the name of the ink, the ink, the ground."""
     ink, ground = generator.permutation(list(COLOURS))[:2]
     jitter = generator.integers(-20, 21, size=(2, 3))
@@ -104,14 +104,15 @@ def _glyph(generator: np.random.Generator) -> tuple[np.ndarray, str]:
     _, ink, ground = _colours(generator)
     if generator.random() < 0.5:
         ink, ground = (255, 255, 255), (0, 0, 0)
-    pose = {"angle": generator.uniform(-12, 12), "shift": generator.uniform(-2, 2, size=2)}
+    angle, shift = generator.uniform(-12, 12), generator.uniform(-2, 2, size=2).tolist()
     if not is_digit:
         letters = "".join(generator.choice(list("abcdefghkmnoprstuvxyz"), size=2))
-        mask = glyphs(letters, font, height=generator.uniform(15, 19), **pose)
+        mask = glyphs(letters, font, height=generator.uniform(15, 19), angle=angle, shift=shift)
         return paint(mask, ink, ground), f"letters in {style} type"
     digit = int(generator.integers(10))
     caption = [f"the digit {digit}", f"the number {digit}", f"a printed {NUMBERS[digit]}"][generator.integers(3)]
-    mask = glyphs(str(digit), font, height=generator.uniform(18, 28), stroke=int(generator.integers(5)), **pose)
+    height, stroke = generator.uniform(18, 28), int(generator.integers(5))
+    mask = glyphs(str(digit), font, height=height, stroke=stroke, angle=angle, shift=shift)
     return paint(mask, ink, ground), caption
 
 
@@ -120,7 +121,7 @@ def _group(generator: np.random.Generator) -> tuple[np.ndarray, str]:
     colour, ink, ground = _colours(generator)
     radius = generator.uniform(3.4, 4.2)
     centres = scatter(count, 2 * radius + 0.5, radius + 0.5, generator)
-    mask = shapes([kind] * count, centres, [radius] * count, generator.uniform(0, 6, size=count))
+    mask = shapes([kind] * count, centres, [radius] * count, generator.uniform(0, 6, size=count).tolist())
     noun = _PLURALS[kind] if count > 1 else _PLURALS[kind][:-1]
     caption = [f"{NUMBERS[count]} {colour} {noun}", f"a picture of {NUMBERS[count]} {noun}"][generator.integers(2)]
     return paint(mask, ink, ground), caption
@@ -135,7 +136,7 @@ def _texture(generator: np.random.Generator) -> tuple[np.ndarray, str]:
 
 def rendered(source: str, count: int, seed: int) -> Captioned:
     """`count` captioned renders of a source: "glyphs", "shapes" or "textures"."""
-    draw: Callable = {"glyphs": _glyph, "shapes": _group, "textures": _texture}[source]
+    draw = {"glyphs": _glyph, "shapes": _group, "textures": _texture}[source]
     generator = np.random.default_rng([seed, sum(map(ord, source))])
     pictures, captions = zip(*(draw(generator) for _ in range(count)), strict=True)
     images = torch.from_numpy(np.stack(pictures))

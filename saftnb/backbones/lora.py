@@ -7,8 +7,9 @@ An adapter adds (α/r) B A to a layer's weight (Hu et al. 2022, arXiv 2106.09685
 
 import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -78,5 +79,7 @@ def peft_weighted(
                 model.load_adapter(Path(folder, name), adapter_name=name)
             else:
                 model = PeftModel.from_pretrained(model, Path(folder, name), adapter_name=name)
-    model.add_weighted_adapter(names, [weight] * len(names), "merged", combination_type=combination, **options)
+    # PeftModel hands on what it does not have itself.
+    merge = cast(Callable[..., None], model.add_weighted_adapter)
+    merge(names, [weight] * len(names), "merged", combination_type=combination, **options)
     return lora_vector(get_peft_model_state_dict(model, adapter_name="merged"), 1.0)  # PEFT gives it α = r

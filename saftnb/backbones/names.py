@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from open_clip.transformer import QuickGELU
 from torch import nn
@@ -12,7 +13,7 @@ from saftnb.formats.models import activation
 _ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}  # by Hugging Face's names
 
 
-def load_tower(path: str | os.PathLike, tower: nn.Module, *, trust_pickle: bool = False) -> nn.Module:
+def load_tower(path: str | os.PathLike[str], tower: nn.Module, *, trust_pickle: bool = False) -> nn.Module:
     """Load a fine-tuned image tower of others, in place: see `open_checkpoint` for the files.
 
     A file of transformers' CLIPVisionModel, which has no projection, leaves the tower's as it is.
@@ -42,7 +43,7 @@ def load_tower(path: str | os.PathLike, tower: nn.Module, *, trust_pickle: bool 
     return tower
 
 
-def _require_activation(config: Mapping, tower: nn.Module, path: str) -> None:
+def _require_activation(config: Mapping[str, Any], tower: nn.Module, path: str) -> None:
     """Refuses a file whose config names another activation than the tower's."""
     written = activation(config)
     here = {name for name, kind in _ACTIVATIONS.items() if any(type(m) is kind for m in tower.modules())}

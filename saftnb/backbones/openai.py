@@ -4,6 +4,7 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import open_clip
 from huggingface_hub import try_to_load_from_cache
@@ -58,8 +59,8 @@ def _load(name: str, folder: Path) -> Backbone:
         clip.load_state_dict(load_file(folder / FILES[1]))
         pixels = config["preprocess_cfg"]
     else:
-        pixels = open_clip.get_pretrained_cfg(f"{name}-quickgelu", "openai")
-        clip = open_clip.create_model(f"{name}-quickgelu", pretrained="openai")
+        pixels = cast("dict[str, Any]", open_clip.get_pretrained_cfg(f"{name}-quickgelu", "openai"))
+        clip = cast(open_clip.CLIP, open_clip.create_model(f"{name}-quickgelu", pretrained="openai"))
     require_quick_gelu(clip, name)
     digest = hashlib.sha256()
     for key, value in clip.state_dict().items():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class Pretraining:
     layers: int = 4
     patch: int = 7
 
-    def config(self, vocabulary: int) -> dict:
+    def config(self, vocabulary: int) -> dict[str, Any]:
         """The model in open_clip's config format."""
         vision = {
             "image_size": 28,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,7 @@ class SequenceBackbone:
     @property
     def width(self) -> int:
         """Entries of what stands for a pair."""
-        return self.model.config.hidden_size
+        return cast(Any, self.model.config).hidden_size
 
     @property
     def layers(self) -> list[str]:
@@ -151,7 +151,8 @@ class SequenceTower(nn.Module):
     def __init__(self, backbone: SequenceBackbone, vector: TaskVector | None = None):
         super().__init__()
         self.model, self.pooling, self.targets = backbone.model, backbone.pooling, backbone.targets
-        self._deltas, self.scale = dict(vector or {}), 1.0
+        self._deltas: dict[str, Delta] = dict(vector or {})
+        self.scale = 1.0
         for name, delta in self._deltas.items():
             layer = self._layer(name)
             if not name.endswith(".weight") or not isinstance(layer, nn.Linear):
@@ -183,7 +184,8 @@ class SequenceTower(nn.Module):
 
             return add
 
-        handles = [self._layer(name).register_forward_hook(hook(name)) for name in self._deltas]
+        found = ((name, self._layer(name)) for name in self._deltas)
+        handles = [layer.register_forward_hook(hook(name)) for name, layer in found if layer is not None]
         try:
             yield
         finally:
@@ -219,13 +221,14 @@ class SequenceClassifier(nn.Module):
     """
 
     bf16 = False
+    masked: Tensor
 
     @property
     def trunk(self) -> nn.Module:
         """The module whose parameters' names are a task vector's: the shared model."""
         return self.tower.model
 
-    def __init__(self, tower: nn.Module, head: Tensor, allowed: Sequence[int]):
+    def __init__(self, tower: SequenceTower, head: Tensor, allowed: Sequence[int]):
         super().__init__()
         self.tower = tower
         self.head = nn.Parameter(head.clone(), requires_grad=False)
@@ -284,7 +287,7 @@ def _packaged(package: str, folder: str, fetched: str) -> Path:
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
-        return Path(distribution(package).locate_file(folder))
+        return Path(str(distribution(package).locate_file(folder)))
     except PackageNotFoundError:
         raise FileNotFoundError(f"{package} is not installed: run `saftnb fetch {fetched}`") from None
 

@@ -7,7 +7,7 @@ linear in θ: what it gives at θ0 + Σ αt τt follows from f(x; θ0) and one p
 import copy
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from saftnb.delta import dense
 from saftnb.task_vector import TaskVector
 
 
@@ -28,6 +29,8 @@ class TangentTower(nn.Module):
         ValueError: the tower has a layer that draws at random or keeps statistics of its batches.
     """
 
+    origin: nn.Module
+
     def __init__(self, tower: nn.Module):
         super().__init__()
         for name, module in tower.named_modules():
@@ -40,7 +43,7 @@ class TangentTower(nn.Module):
         # Not a submodule: θ0 has no part in parameters(), state_dict() and train().
         self.__dict__["origin"] = copy.deepcopy(tower).requires_grad_(False).eval()
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TangentTower":
         self.origin._apply(fn, recurse)  # .to(device), .double(), …
         return super()._apply(fn, recurse)
 
@@ -56,11 +59,14 @@ def tangent_embeddings(tower: nn.Module, vectors: Sequence[TaskVector], pixels: 
     `tower` is the plain tower at θ0, on the pixels' device. The tangent model at θ0 + Σ αt τt gives the first plus
     Σ αt times the others. A parameter that a task vector lacks does not move.
     """
-    place = {"device": pixels.device, "dtype": next(tower.parameters()).dtype}
-    slopes = []
+    place, dtype = pixels.device, next(tower.parameters()).dtype
+    slopes: list[Tensor] = []
+    value = torch.empty(0)
     for vector in vectors:
-        dense = vector.dense()
-        moves = {n: dense[n].to(**place) if n in dense else torch.zeros_like(p) for n, p in tower.named_parameters()}
+        moves = {
+            name: dense(vector[name]).to(place, dtype) if name in vector else torch.zeros_like(p)
+            for name, p in tower.named_parameters()
+        }
         value, slope = _jvp(tower, pixels, moves)
         slopes.append(slope)
     return value, torch.stack(slopes)
@@ -71,7 +77,8 @@ def _jvp(tower: nn.Module, pixels: Tensor, moves: dict[str, Tensor]) -> tuple[Te
     _load_derivatives()
     start = {name: p.detach() for name, p in tower.named_parameters()}
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
-        return jvp(lambda weights: functional_call(tower, weights, (pixels,)), (start,), (moves,))
+        value, slope, *_ = jvp(lambda weights: functional_call(tower, weights, (pixels,)), (start,), (moves,))
+    return value, slope
 
 
 @cache

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def read_adapter(folder: str | os.PathLike, model: nn.Module | Mapping[str, torch.Size] | None = None) -> Adapter:
+def read_adapter(folder: str | os.PathLike[str], model: nn.Module | Mapping[str, torch.Size] | None = None) -> Adapter:
     """An adapter in PEFT's format, with its classification head.
 
     Args:
@@ -88,7 +89,7 @@ def read_adapter(folder: str | os.PathLike, model: nn.Module | Mapping[str, torc
         if not is_finite(delta):
             raise ValueError(f"{folder}: {name!r} has NaN or infinite values")
         rank = _pattern(config, "rank_pattern", config["r"], name.removesuffix(".weight"))
-        if delta.B.shape[1] != rank:
+        if isinstance(delta, LowRank) and delta.B.shape[1] != rank:
             raise ValueError(
                 f"{folder}: {name!r} is of rank {delta.B.shape[1]} in the weights and {rank} in the config"
             )
@@ -104,12 +105,12 @@ def read_adapter(folder: str | os.PathLike, model: nn.Module | Mapping[str, torc
     return Adapter(vector, folder, state.sha256, base, revision, head, {key: config.get(key) for key in _KIND})
 
 
-def load_adapter(folder: str | os.PathLike, model: nn.Module | None = None) -> TaskVector:
+def load_adapter(folder: str | os.PathLike[str], model: nn.Module | None = None) -> TaskVector:
     """The deltas of an adapter in PEFT's format; see `read_adapter`, which also has its classification head."""
     return read_adapter(folder, model).vector
 
 
-def load_adapters(folders: Iterable[str | os.PathLike], model: nn.Module | None = None) -> dict[str, TaskVector]:
+def load_adapters(folders: Iterable[str | os.PathLike[str]], model: nn.Module | None = None) -> dict[str, TaskVector]:
     """Several adapters, by the names of their folders, ready to be merged: what one of them does not adapt is 0 there.
 
     Warns, in one line, where their configs name different base models, and where one lacks layers of another.
@@ -186,7 +187,7 @@ def lora_vector(state: Mapping[str, Tensor], scaling: float | Callable[[str], fl
     return TaskVector(deltas)
 
 
-def _require_plain(folder: Path, config: Mapping) -> None:
+def _require_plain(folder: Path, config: Mapping[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{folder}: the adapter is {config.get('peft_type')}, not LORA")
     for name, plain in _PLAIN.items():
@@ -268,14 +269,14 @@ def _fitting(folder: Path, vector: TaskVector, shapes: Mapping[str, torch.Size])
     return TaskVector(found)
 
 
-def _scaling(config: Mapping, layer: str) -> float:
+def _scaling(config: Mapping[str, Any], layer: str) -> float:
     """α/r of a layer, or α/√r with rsLoRA."""
     rank = _pattern(config, "rank_pattern", config["r"], layer)
     alpha = _pattern(config, "alpha_pattern", config["lora_alpha"], layer)
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _pattern(config: Mapping, field: str, default: float, layer: str) -> float:
+def _pattern(config: Mapping[str, Any], field: str, default: float, layer: str) -> float:
     """A layer's value: patterns are ends of layers' names, or whole ones after "^", as in PEFT."""
     for key, value in (config.get(field) or {}).items():
         if re.match(rf"(.*\.)?({key})$", layer):

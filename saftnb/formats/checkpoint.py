@@ -11,7 +11,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Checkpoint(Mapping[str, Tensor]):
         path: the file or folder. files: the files that hold the tensors. config: the `config.json` beside them, or {}.
     """
 
-    def __init__(self, path: Path, files: list[Path], readers: list["_Reader"]):
+    def __init__(self, path: Path, files: list[Path], readers: Sequence["_Safetensors | _Pickled"]):
         self.path, self.files, self._readers = path, files, readers
         self._where: dict[str, tuple[int, str]] = {}
         for number, reader in enumerate(readers):
@@ -83,7 +83,7 @@ class Checkpoint(Mapping[str, Tensor]):
     @cached_property
     def twins(self) -> dict[str, str]:
         """Name -> the first name of the same tensor, for what a pickled state dict holds under two names (tied)."""
-        first: dict[tuple, str] = {}
+        first: dict[Hashable, str] = {}
         found = {}
         for name, (number, stored) in self._where.items():
             if (place := self._readers[number].place(stored)) is not None and first.setdefault(place, name) != name:
@@ -110,7 +110,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return (together if digests[1:] else digests[0]).hexdigest()
 
 
-def open_checkpoint(path: str | os.PathLike, *, trust_pickle: bool = False) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> Checkpoint:
     """A checkpoint by its file, its folder, or the id under which the Hugging Face cache has it.
 
     Args:
@@ -131,7 +131,7 @@ def open_checkpoint(path: str | os.PathLike, *, trust_pickle: bool = False) -> C
     return Checkpoint(path, files, [_reader(file, trust_pickle) for file in files])
 
 
-def find(source: str | os.PathLike) -> Path:
+def find(source: str | os.PathLike[str]) -> Path:
     """A file or folder, or what the Hugging Face cache has of a model's id ("owner/name"). Nothing is downloaded.
 
     Raises:
@@ -183,7 +183,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _reader(file: Path, trust_pickle: bool) -> "_Reader":
+def _reader(file: Path, trust_pickle: bool) -> "_Safetensors | _Pickled":
     with open(file, "rb") as opened:
         head = opened.read(64)
     if not head:
@@ -198,7 +198,7 @@ def _reader(file: Path, trust_pickle: bool) -> "_Reader":
 class _Reader:
     names: list[str]
 
-    def place(self, name: str) -> tuple | None:
+    def place(self, name: str) -> Hashable | None:
         """What two names of one tensor have in common; None where each has its own."""
         return None
 
@@ -236,7 +236,7 @@ class _Pickled(_Reader):
     def tensor(self, name: str) -> Tensor:
         return self._state[name].detach()
 
-    def place(self, name: str) -> tuple | None:
+    def place(self, name: str) -> Hashable | None:
         value = self._state[name]
         return (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape) if value.numel() else None
 

@@ -2,8 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +16,7 @@ from saftnb.formats.names import HEADS, fitted, fuse_state, is_of_text, open_cli
 from saftnb.task_vector import KEY, TaskVector
 
 _UNTRAINED = ("logit_scale", "logit_bias", "visual_projection.", "text_projection", "position_ids")
-Base = str | os.PathLike | nn.Module | Mapping[str, Tensor]
+Base = str | os.PathLike[str] | nn.Module | Mapping[str, Tensor]
 
 
 class Renamed(Mapping[str, Tensor]):
@@ -42,7 +43,7 @@ def shape_of(state: Mapping[str, Tensor], name: str) -> torch.Size:
     return state.shape(name) if isinstance(state, Checkpoint | Renamed) else state[name].shape
 
 
-def task_vector(source: str | os.PathLike, base: Base | None = None, *, trust_pickle: bool = False) -> TaskVector:
+def task_vector(source: str | os.PathLike[str], base: Base | None = None, *, trust_pickle: bool = False) -> TaskVector:
     """What a model of someone learned, as a task vector: its adapter's deltas, or its weights minus the base's.
 
     Args:
@@ -129,7 +130,7 @@ def _converted(base: Mapping[str, Tensor], found: Checkpoint) -> Mapping[str, Te
     return {prefix + name: value for name, value in state.items()}
 
 
-def _covers(base: Mapping[str, Tensor], names) -> bool:
+def _covers(base: Mapping[str, Tensor], names: Iterable[str]) -> bool:
     there = set(names)
     return all(name in there or _may_lack(name, base) for name in base)
 
@@ -153,7 +154,7 @@ def require_same_activation(base: Mapping[str, Tensor], found: Checkpoint) -> No
         raise ValueError(f"{found.path}: its activation is {other}, its base's is {one}")
 
 
-def activation(config: Mapping) -> str:
+def activation(config: Mapping[str, Any]) -> str:
     """The activation that a config of transformers or open_clip names, by transformers' name; "" where it does not."""
     if "model_cfg" in config:
         return "quick_gelu" if config["model_cfg"].get("quick_gelu") else "gelu"

@@ -43,7 +43,8 @@ class TensorFile:
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[torch.dtype, torch.Size]]):
-        header, start = {"__metadata__": {"format": "pt"}}, 0
+        header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt"}}
+        start = 0
         for name, (dtype, shape) in tensors.items():
             end = start + torch.Size(shape).numel() * dtype.itemsize
             header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
