@@ -51,9 +51,10 @@ def _refusing(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        missing = isinstance(error, FileNotFoundError) and error.filename is not None
-        failed = f"{getattr(error, 'filename', None)}: {getattr(error, 'strerror', None)}"
-        text = f"{error.filename}: no such file" if missing else str(error) if "None" in failed else failed
+        name = getattr(error, "filename", None)
+        missing = isinstance(error, FileNotFoundError) and name is not None
+        failed = f"{name}: {getattr(error, 'strerror', None)}"
+        text = f"{name}: no such file" if missing else str(error) if "None" in failed else failed
         raise _Refused(" ".join(text.split())) from error
 
 

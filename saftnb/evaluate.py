@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,9 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from saftnb.backbones import Tokens, resolve_device, tangent_embeddings, tensor_cores
-from saftnb.suites import AnySuite, JointLabels, PairSplit, PairSuite, Split, Suite
+from saftnb.backbones import ImageClassifier, Tokens, resolve_device, tangent_embeddings, tensor_cores
+from saftnb.delta import dense
+from saftnb.suites import AnySplit, AnySuite, JointLabels, PairSuite, Suite
 from saftnb.task_vector import TaskVector
 
 
@@ -28,12 +30,12 @@ def logits(model: nn.Module, inputs: Tensor | Tokens, *, device: str = "auto", b
         return torch.cat([model(batch.to(where)).cpu() for batch in inputs.split(batch_size)])
 
 
-def hits(model: nn.Module, split: Split | PairSplit, *, device: str = "auto", batch_size: int = 100) -> Tensor:
+def hits(model: nn.Module, split: AnySplit, *, device: str = "auto", batch_size: int = 100) -> Tensor:
     """For every picture or pair, whether its largest logit is the label's: bool (n,)."""
     return logits(model, split.inputs, device=device, batch_size=batch_size).argmax(dim=1) == split.labels
 
 
-def accuracy(model: nn.Module, split: Split, *, device: str = "auto") -> float:
+def accuracy(model: nn.Module, split: AnySplit, *, device: str = "auto") -> float:
     """Share of hits, 0 to 1."""
     return hits(model, split, device=device).double().mean().item()
 
@@ -49,8 +51,8 @@ def suite_hits(
         examples: the first so many pictures or pairs of each split (no split goes class by class), in place of all.
         tangent: whether `vector` is one of the tangent model (see `Recipe.tangent`).
     """
-    how = {"split": split, "tasks": tasks, "examples": examples, "device": device}
-    return _hits_of(suite, suite.tower(vector, tangent=tangent), **how)
+    tower = suite.tower(vector, tangent=tangent)
+    return _hits_of(suite, tower, split=split, tasks=tasks, examples=examples, device=device)
 
 
 def _hits_of(
@@ -76,8 +78,8 @@ def suite_accuracy(
     Args:
         see `suite_hits`.
     """
-    how = {"split": split, "tasks": tasks, "examples": examples, "tangent": tangent, "device": device}
-    found = pd.Series(accuracies(suite_hits(suite, vector, **how)), name="accuracy").rename_axis("task")
+    measured = suite_hits(suite, vector, split=split, tasks=tasks, examples=examples, tangent=tangent, device=device)
+    found = pd.Series(accuracies(measured), name="accuracy").rename_axis("task")
     return pd.concat([found, pd.Series({"mean": found.mean()})]).rename("accuracy").rename_axis("task")
 
 
@@ -103,9 +105,8 @@ def ensemble_hits(
     for task in vectors:
         part = suite.tasks[task].splits[split][:examples]
         towers = (suite.tower(vector, tangent=tangent) for vector in vectors.values())
-        shares = sum(
-            logits(suite.classifier(task, tower), part.inputs, device=device).softmax(dim=1) for tower in towers
-        )
+        each = (logits(suite.classifier(task, tower), part.inputs, device=device).softmax(dim=1) for tower in towers)
+        shares = sum(each, torch.zeros(()))
         found[task] = shares.argmax(dim=1) == part.labels
     return found
 
@@ -122,7 +123,7 @@ def joint_ranks(
         labels: see `joint_labels`; its tasks are measured. head: their `joint_head`.
         vectors: of one model (None: the pre-trained one), or of several, whose mean of probabilities is taken.
     """
-    shares: dict[str, Tensor | float] = dict.fromkeys(labels.index, 0.0)
+    shares = dict.fromkeys(labels.index, torch.zeros(()))
     for vector in vectors:
         tower = suite.tower(vector, tangent=tangent)
         model = suite.with_head(tower, head)
@@ -180,7 +181,7 @@ class ModelFamily:
             return model.classify(value + torch.einsum("k,knd->nd", slopes.new_tensor(coefficients), slopes)).cpu()
         for name, p in self._tower.named_parameters():
             moves = [
-                alpha * vector[name]
+                alpha * dense(vector[name])
                 for alpha, vector in zip(coefficients, self._vectors, strict=True)
                 if name in vector
             ]
@@ -195,7 +196,7 @@ class ModelFamily:
         found = self.logits(task, coefficients, split=split, pictures=pictures).argmax(dim=1)
         return found == self.suite.tasks[task].splits[split].labels[:pictures]
 
-    def _linear(self, model, task: str, split: str, pictures: int | None) -> tuple[Tensor, Tensor]:
+    def _linear(self, model: ImageClassifier, task: str, split: str, pictures: int | None) -> tuple[Tensor, Tensor]:
         key = (task, split, pictures)
         if key not in self._known:
             images = self.suite.tasks[task].splits[split].images[:pictures]
@@ -233,19 +234,21 @@ class SuiteAccuracy:
     def along(self, vector: TaskVector, scales: Sequence[float]) -> list[dict[str, float]]:
         """Accuracy per task, 0 to 1, at θ0 + scale · vector, for every scale."""
         if isinstance(self.suite, PairSuite):
-            how = {"split": self.split, "tasks": self.tasks, "examples": self.examples, "device": self.device}
             tower, found = self.suite.tower(vector), []
+            measure = partial(
+                _hits_of, self.suite, tower, split=self.split, tasks=self.tasks, examples=self.examples,
+                device=self.device,
+            )  # fmt: skip
             for scale in scales:
                 tower.scale = scale  # the vector lies on the device once, and is scaled there
-                found.append(accuracies(_hits_of(self.suite, tower, **how)))
+                found.append(accuracies(measure()))
         else:
             family = ModelFamily(self.suite, [vector], tangent=self.tangent, device=self.device)
-            how = {"split": self.split, "pictures": self.examples}
-            found = [accuracies({task: family.hits(task, [s], **how) for task in self.tasks}) for s in scales]
-        known = [task for task in self.tasks if self.individual and self.individual[task]]
-        if not known:
-            return found
-        return [normalised({task: one[task] for task in known}, self.individual) for one in found]
+            hit = partial(family.hits, split=self.split, pictures=self.examples)
+            found = [accuracies({task: hit(task, [scale]) for task in self.tasks}) for scale in scales]
+        own = self.individual or {}
+        known = [task for task in self.tasks if own and own[task]]
+        return [normalised({task: one[task] for task in known}, own) for one in found] if known else found
 
 
 def normalised(absolute: Mapping[str, float], individual: Mapping[str, float]) -> dict[str, float]:

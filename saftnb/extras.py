@@ -28,7 +28,8 @@ def extra_of(module: str) -> str:
 
 def missing(error: ModuleNotFoundError) -> str:
     """One line on what to install, for a module that was not found."""
-    extra = extra_of(error.name or "")
+    name = error.name or ""
+    extra = extra_of(name)
     if not extra:
         return str(error)
-    return f"this needs {error.name.partition('.')[0]}, which is not installed: pip install 'saftnb[{extra}]'"
+    return f"this needs {name.partition('.')[0]}, which is not installed: pip install 'saftnb[{extra}]'"

@@ -295,9 +295,10 @@ def _download(repository: str, kind: str, folder: Path, patterns: Sequence[str],
     free = shutil.disk_usage(folder).free
     if free < need:
         raise ValueError(f"{repository} takes {need / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free on disk")
-    there = {"revision": revision} if revision else {}
     try:
-        snapshot_download(repository, repo_type=kind, local_dir=folder, allow_patterns=list(patterns), **there)
+        snapshot_download(
+            repository, repo_type=kind, local_dir=folder, allow_patterns=list(patterns), revision=revision
+        )
     except Exception as error:  # whatever the hub's client raises
         raise RuntimeError(
             f"{repository}: the download failed ({type(error).__name__}); run this again, it goes on from there"
@@ -311,13 +312,13 @@ def _hub_size(repository: str, kind: str, patterns: Sequence[str], revision: str
 
     from huggingface_hub import HfApi
 
-    there = {"revision": revision} if revision else {}
     try:
         _answers()
-        about = HfApi().repo_info(repository, repo_type=kind, files_metadata=True, timeout=10, **there)
+        about = HfApi().repo_info(repository, repo_type=kind, files_metadata=True, timeout=10, revision=revision)
     except Exception as error:  # whatever the hub's client raises
         raise Unreachable(f"{repository}: the hub does not answer ({type(error).__name__})") from error
-    sizes = [file.size or 0 for file in about.siblings if any(fnmatch(file.rfilename, p) for p in patterns)]
+    files = getattr(about, "siblings", None) or ()
+    sizes = [file.size or 0 for file in files if any(fnmatch(file.rfilename, p) for p in patterns)]
     return sum(sizes)
 
 

@@ -17,12 +17,12 @@ from saftnb.run_folder import BAR, run_folder, write_json
 LIVE = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")  # a Jupyter server, VS Code and Colab set one of these
 
 
-def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
+def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm[Any]":
     """A `tqdm` bar of the kind that fits the place; ``options`` are tqdm's."""
     return _kind()(iterable, **options)
 
 
-def _kind() -> type[tqdm]:
+def _kind() -> "type[tqdm[Any]]":
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if type(shell).__name__ != "ZMQInteractiveShell":
         return tqdm
@@ -33,7 +33,7 @@ def _kind() -> type[tqdm]:
     return widget
 
 
-class OneLine(tqdm):
+class OneLine(tqdm):  # pyright: ignore[reportMissingTypeArgument]  (it takes none when it runs)
     """A bar that shows nothing until it is closed, and then its last line."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

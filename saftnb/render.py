@@ -131,5 +131,5 @@ def pattern(
 
 def paint(mask: np.ndarray, ink: Sequence[float], ground: Sequence[float]) -> np.ndarray:
     """Colour a mask (size, size): uint8 picture (3, size, size) from RGB triples in 0 to 255."""
-    ink, ground = np.asarray(ink, np.float32)[:, None, None], np.asarray(ground, np.float32)[:, None, None]
-    return (ground + (ink - ground) * mask).round().clip(0, 255).astype(np.uint8)
+    over, under = np.asarray(ink, np.float32)[:, None, None], np.asarray(ground, np.float32)[:, None, None]
+    return (under + (over - under) * mask).round().clip(0, 255).astype(np.uint8)

@@ -1,15 +1,18 @@
 """Tables of scores: from hits to one long table, to cells "mean ± deviation", to differences with intervals."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import pandas as pd
 from torch import Tensor
 
 from saftnb.evaluate import accuracies, interval_text, normalised, seed_interval, with_mean
 
+Key = TypeVar("Key", bound=tuple[object, ...])
+
 
 def score_table(
-    tested: Mapping[tuple, Mapping[str, Tensor]], names: Sequence[str] = ("model", "recipe", "seed")
+    tested: Mapping[Key, Mapping[str, Tensor]], names: Sequence[str] = ("model", "recipe", "seed")
 ) -> pd.DataFrame:
     """One long table of all scores, in %.
 
@@ -30,7 +33,7 @@ def score_table(
         if len(key) != len(names):
             raise ValueError(f"the key {key} does not have the entries {', '.join(names)}")
 
-    def group(key: tuple) -> tuple:
+    def group(key: tuple[object, ...]) -> tuple[object, ...]:
         return tuple(part for name, part in zip(names, key, strict=True) if name not in ("model", "space"))
 
     own = {group(key): accuracies(hits) for key, hits in tested.items() if key[0] == "individual"}
@@ -72,7 +75,7 @@ def differences(ours: pd.Series, theirs: pd.Series, *, level: float = 0.95) -> p
     others = [name for name in ours.index.names if name != "seed"]
     by = others[0] if len(others) == 1 else others  # a list of one would make tuples of its entries
     parts = gap.groupby(level=by, sort=False) if others else [("all", gap)]
-    found = {entry: seed_interval(part, level=level) for entry, part in parts}
+    found = {entry: seed_interval(part.tolist(), level=level) for entry, part in parts}
     table = pd.DataFrame(found, index=["mean", "low", "high"]).T
     table.index.names = others or [None]
     table["difference"] = [interval_text(interval) for interval in found.values()]

@@ -150,11 +150,12 @@ def shared_directions(vectors: Mapping[str, TaskVector], rank: int = 16) -> pd.D
         one row a layer and pair: layer, task_1, task_2, left, right, chance_left, chance_right.
     """
     rows = []
+    shapes = {name: delta.shape for name, delta in next(iter(vectors.values())).items()}
     for name in _matrices(next(iter(vectors.values()))):
         bases = {}
         for task, vector in vectors.items():
             bases[task] = [basis[:, :rank] for basis in _singular_vectors(vector[name])]
-        out, into = vector[name].shape
+        out, into = shapes[name]
         for one, two in itertools.combinations(vectors, 2):
             few, many = sorted(sides[0].shape[1] for sides in (bases[one], bases[two]))
             left, right = (
@@ -178,7 +179,7 @@ def _singular_values(deltas: Sequence[Delta]) -> list[float]:
         return torch.linalg.svdvals(torch.cat([dense(delta).double() for delta in deltas], dim=1)).tolist()
     _, parts = joint_svd([delta.to(torch.float64) for delta in deltas], cutoff=0.0)
     found = torch.cat(parts, dim=1).norm(dim=1).tolist()
-    return found + [0.0] * (min(len(deltas[0].B), sum(delta.shape[1] for delta in deltas)) - len(found))
+    return found + [0.0] * (min(deltas[0].shape[0], sum(delta.shape[1] for delta in deltas)) - len(found))
 
 
 def _singular_vectors(delta: Delta) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import pandas as pd
 
@@ -75,10 +76,11 @@ def calibrate(facts: pd.DataFrame, measured: Mapping[str, pd.Series], *, draws: 
             words[key] = ("", "not measured")
             continue
         mean, low, high, least, most, seeds = found.loc[key]
-        here = interval_text((mean, low, high), 1 if fact["unit"] else 2)
-        if math.isfinite(fact["to"] - fact["from"]) or math.isnan(fact["from"]):
+        start, end = cast("tuple[float, float]", (fact["from"], fact["to"]))
+        here = interval_text((mean, low, high), 1 if str(fact["unit"]) else 2)
+        if math.isfinite(end - start) or math.isnan(start):
             here = here.replace("+", "")
-        said = _verdict(fact["from"], fact["to"], min(low, least), max(high, most))
+        said = _verdict(start, end, min(low, least), max(high, most))
         words[key] = here, said if seeds > 1 else "one seed, no verdict"
     table = facts.join(found[["mean", "low", "high"]])
     return table.join(pd.DataFrame.from_dict(words, orient="index", columns=["here", "verdict"]))

@@ -6,14 +6,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
+from typing import Any
 
 import pandas as pd
 import torch
 
-from saftnb.analysis.kept_merges import Merged, kept
+from saftnb.analysis.kept_merges import Hits, Merged, kept
 from saftnb.backbones import resolve_device
 from saftnb.evaluate import SuiteAccuracy, accuracies, ensemble_hits, individual_hits, suite_hits
-from saftnb.finetune import TaskVectors
+from saftnb.finetune import TaskVectors, store
 from saftnb.merging import Representation, methods, represent
 from saftnb.merging import spaces as known_spaces
 from saftnb.merging.bases import EVERY_SPACE, SAME_IN_EVERY_SPACE
@@ -25,6 +26,8 @@ from saftnb.task_vector import TaskVector
 
 _NAMES = ["model", "space", "recipe", "seed"]
 Key = tuple[str, str, str, int]
+Grid = Mapping[str, Sequence[float]]  # of a method: the values to try of each coefficient
+Options = Mapping[str, object]  # of a space
 
 
 @dataclass(eq=False)
@@ -39,9 +42,9 @@ class Comparison:
         targeted: the same methods with coefficients chosen for each task alone: hits by task.
     """
 
-    tested: dict[Key, dict] = field(default_factory=dict)
+    tested: dict[Key, Any] = field(default_factory=dict)
     found: dict[Key, Search] = field(default_factory=dict)
-    targeted: dict[Key, dict] = field(default_factory=dict)
+    targeted: dict[Key, Hits] = field(default_factory=dict)
 
     def scores(self, measure: str = "absolute") -> pd.DataFrame:
         """`score_table` of one measure, index (model, space, recipe, seed), without the level "space" where all merges
@@ -54,7 +57,8 @@ class Comparison:
         star where a value is an end of its grid."""
         texts = pd.Series({key: str(result) for key, result in self._searched().items()})
         texts = texts.rename_axis(_NAMES).groupby(_NAMES[:-1], sort=False).agg(" | ".join).unstack("recipe", sort=False)
-        return texts.droplevel("space") if self._weights_alone(texts) else texts
+        table = pd.DataFrame(texts)
+        return table.droplevel("space") if self._weights_alone(table) else table
 
     def curves(self, keep: Sequence[str] = ()) -> pd.DataFrame:
         """Every point that the searches tried: columns method, space, recipe, seed, those of `Search.curve`, chosen."""
@@ -88,7 +92,7 @@ def compare(
     statistics_pictures: int = 100,
     targets: bool = False,
     measure: Callable[[TaskVector], Mapping[str, float]] | None = None,
-    test: Callable[[TaskVector], dict] | None = None,
+    test: Callable[[TaskVector], Any] | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Comparison:
@@ -133,7 +137,9 @@ def compare(
             key, options = (method, space, recipe, seed), spaces.get(where, {})
             inputs = job.inputs(method, where, options, grids[method])
             one = kept(inputs, partial(job.merged, method, where, options, grids[method]))
-            found.tested[key], found.found[key] = one.tested[method], one.search
+            found.tested[key] = one.tested[method]
+            if one.search is not None:
+                found.found[key] = one.search
             if one.targeted:
                 found.targeted[key] = one.targeted
     return found
@@ -162,8 +168,8 @@ class _Job:
     how: _How
     device: str
     progress: bool
-    measure: Callable | None
-    test: Callable | None
+    measure: Callable[[TaskVector], Mapping[str, float]] | None
+    test: Callable[[TaskVector], Any] | None
     _there: tuple[str, Representation] | None = None
 
     @property
@@ -183,10 +189,10 @@ class _Job:
         return self.whole_suite.with_heads(self.vectors.heads(self.recipe, self.seed))
 
     @property
-    def on_test(self) -> dict:
+    def on_test(self) -> dict[str, Any]:
         return {"tangent": self.tangent, "device": self.device, "examples": self.how.test_examples or None}
 
-    def inputs(self, method: str, space: str, options: Mapping, grid: Mapping) -> dict | None:
+    def inputs(self, method: str, space: str, options: Options, grid: Grid) -> store.Inputs | None:
         """What decides an entry, lists where the order does, too; None where the caller's own functions do."""
         given = [methods().get(method), known_spaces().get(space)]  # one registered elsewhere is not in the code's hash
         foreign = any(one and not one.function.__module__.startswith("saftnb.") for one in given)
@@ -211,7 +217,7 @@ class _Job:
         }
         return Merged(None, hits, {})
 
-    def merged(self, method: str, space: str, options: Mapping, grid: Mapping) -> Merged:
+    def merged(self, method: str, space: str, options: Options, grid: Grid) -> Merged:
         """One method in one space: its coefficients chosen, and tested."""
         statistics = None
         if methods()[method].needs_statistics:
@@ -231,7 +237,7 @@ class _Job:
                 targeted[task] = suite_hits(self.suite, vector, tasks=[task], **self.on_test)[task]
         return Merged(replace(result, vector=None), {method: tested}, targeted)
 
-    def _represented(self, space: str, options: Mapping) -> Representation:
+    def _represented(self, space: str, options: Options) -> Representation:
         if self._there is None or self._there[0] != space:
             self._there = None  # free the old one first
             self._there = space, represent(self.experts, space, **options)
@@ -242,14 +248,14 @@ class _Job:
         """The score of a merged vector on validation."""
         if self.measure:
             return self.measure
-        how = {"tangent": self.tangent, "device": self.device, "examples": self.how.examples or None}
+        how: dict[str, Any] = {"tangent": self.tangent, "device": self.device, "examples": self.how.examples or None}
         own = None
         if self.how.protocol == "knots":
             own = accuracies(individual_hits(self.suite, self.experts, split="validation", **how))
         return SuiteAccuracy(self.suite, individual=own, **how)
 
 
-def _plain(values: Sequence[float]) -> list:
+def _plain(values: Sequence[Any]) -> list[float]:
     """As Python's own numbers, also where NumPy's were given."""
     return [value.item() if hasattr(value, "item") else value for value in values]
 
@@ -265,7 +271,7 @@ def _where_they_merge(experts: dict[str, TaskVector], device: torch.device) -> d
     return {task: vector.to(device) for task, vector in experts.items()}
 
 
-def _check(grids: Mapping[str, Mapping], spaces: Mapping[str, Mapping]) -> None:
+def _check(grids: Mapping[str, Grid], spaces: Mapping[str, Options]) -> None:
     for method, grid in grids.items():
         check_grid(method, grid)
     for space, options in spaces.items():
@@ -274,7 +280,7 @@ def _check(grids: Mapping[str, Mapping], spaces: Mapping[str, Mapping]) -> None:
         known_spaces()[space].check(dict(options))
 
 
-def _merges(grids: Mapping[str, Mapping], spaces: Mapping[str, Mapping]) -> Iterator[tuple[str, str, str]]:
+def _merges(grids: Mapping[str, Grid], spaces: Mapping[str, Options]) -> Iterator[tuple[str, str, str]]:
     """Every method in every space where it is to be merged: the method, the space in tables, and where it is done."""
     first = next(iter(spaces))
     for space in spaces:

@@ -24,7 +24,7 @@ def paired_gains(frame: pd.DataFrame, base: str, value: str = "accuracy") -> pd.
     keys = [key for key in _KEYS if key in frame]
     paired = frame.merge(frame[frame["recipe"] == base], on=keys, suffixes=("", "_base"), validate="many_to_one")
     gain = 100 * (paired[value] - paired[f"{value}_base"])
-    if len(paired) != len(frame) or gain.isna().any():
+    if len(paired) != len(frame) or bool(gain.isna().any()):
         raise ValueError(f"a run has no {base} to be compared with, or a missing {value}")
     return paired.assign(gain=gain)
 
@@ -48,7 +48,8 @@ def gain_intervals(gains: pd.DataFrame, by: str | Sequence[str], *, draws: int =
         table = part.pivot_table(index="backbone", columns="seed", values="gain").dropna(axis=1)
         mean, low, high = hierarchical_bootstrap(table, draws=draws)
         above = (table.mean(axis=1) > 0).sum()
-        row = dict(zip(by, entry, strict=True)) | {"mean": mean, "low": low, "high": high}
+        names = entry if isinstance(entry, tuple) else (entry,)
+        row: dict[str, object] = {**dict(zip(by, names, strict=True)), "mean": mean, "low": low, "high": high}
         row["difference"] = interval_text((mean, low, high))
         row["backbones above"] = f"{above} of {len(table)}"
         if table.shape[1] == 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Merged:
     targeted: Hits
 
 
-def kept(inputs: dict | None, make: Callable[[], Merged]) -> Merged:
+def kept(inputs: store.Inputs | None, make: Callable[[], Merged]) -> Merged:
     """The entry of these inputs, made where there is none; with None for inputs nothing is kept."""
     if inputs is None:
         return make()
@@ -55,7 +55,7 @@ def _fill(folder: Path, found: Merged) -> None:
     hits = {f"targeted {task}": one for task, one in found.targeted.items()}
     hits |= {f"{model} {task}": one for model, by_task in found.tested.items() for task, one in by_task.items()}
     save_tensors({name: one.contiguous() for name, one in hits.items()}, folder / "hits.safetensors")
-    about = {"models": {model: list(by_task) for model, by_task in found.tested.items()}}
+    about: dict[str, object] = {"models": {model: list(by_task) for model, by_task in found.tested.items()}}
     about["targeted"] = list(found.targeted)
     if found.search is not None:
         about |= {"best": found.search.best, "at_edge": found.search.at_edge}
@@ -63,14 +63,15 @@ def _fill(folder: Path, found: Merged) -> None:
     (folder / "found.json").write_text(json.dumps(about) + "\n")
 
 
-def _take(folder: Path, _: Mapping) -> Merged:
+def _take(folder: Path, _: store.Manifest) -> Merged:
     about, hits = json.loads((folder / "found.json").read_text()), load_file(folder / "hits.safetensors")
     tested = {model: {task: hits[f"{model} {task}"] for task in tasks} for model, tasks in about["models"].items()}
     targeted = {task: hits[f"targeted {task}"] for task in about["targeted"]}
     if "curve" not in about:
         return Merged(None, tested, targeted)
     curve = pd.DataFrame(about["curve"]["data"], about["curve"]["index"], about["curve"]["columns"])
-    return Merged(Search(None, about["best"], curve, about["at_edge"]), tested, targeted)
+    search = Search(None, about["best"], curve, about["at_edge"])  # pyright: ignore[reportArgumentType]  (see `Merged`)
+    return Merged(search, tested, targeted)
 
 
 def code_sha256() -> str:

@@ -57,9 +57,12 @@ def cross_task_linearity(
 def block_features(tower: torch.nn.Module, pixels: Tensor) -> list[Tensor]:
     """The output of every transformer block, (n, tokens, width) each."""
     found: list[Tensor] = []
-    hooks = [
-        block.register_forward_hook(lambda m, given, out: found.append(out)) for block in tower.transformer.resblocks
-    ]
+    blocks = tower.get_submodule("transformer.resblocks").children()
+
+    def note(block: torch.nn.Module, given: object, out: Tensor) -> None:
+        found.append(out)
+
+    hooks = [block.register_forward_hook(note) for block in blocks]
     try:
         tower(pixels)
     finally:

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from saftnb.analysis.loss_slices import ascent, loss_slice
 from saftnb.backbones import ImageClassifier, resolve_device
+from saftnb.delta import dense
 from saftnb.evaluate import ModelFamily
 from saftnb.suites import Split, Suite
 from saftnb.task_vector import TaskVector
@@ -126,7 +127,7 @@ def loss_plane(
     one, two = vectors
     t1, t2 = vectors[one], vectors[two]
     length = t1.norm()
-    along = sum(float((t1[name].double() * t2[name].double()).sum()) for name in t1) / length
+    along = sum(float((dense(t1[name]).double() * dense(t2[name]).double()).sum()) for name in t1) / length
     across = math.sqrt(max(t2.norm() ** 2 - along**2, 0.0))
     marks = pd.DataFrame(
         [
@@ -140,7 +141,8 @@ def loss_plane(
     family = ModelFamily(suite, [t1, t2], tangent=tangent, device=device)
     spans = []
     for axis in ("x", "y"):
-        low, high = marks[axis].min(), marks[axis].max()
+        places = marks[axis].tolist()
+        low, high = min(places), max(places)
         spans.append(torch.linspace(low - margin * (high - low), high + margin * (high - low), grid).tolist())
 
     def joint(x: float, y: float) -> float:
