@@ -1,7 +1,8 @@
 """How good a model is: hits and accuracies per task, absolute and normalised."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -16,18 +17,40 @@ from saftnb.suites import AnySplit, AnySuite, JointLabels, PairSuite, Suite
 from saftnb.task_vector import TaskVector
 
 
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Say of what a number is that is not finite: a FloatingPointError of the block starts with `what`."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{what}: {error}") from None
+
+
+def finite_logits(found: Tensor) -> Tensor:
+    """Logits (n, classes) as they are; a class that is −∞ for all is one that the task does not have.
+
+    Raises:
+        FloatingPointError: others that are not finite, of which argmax would make class 0 and a plausible accuracy.
+    """
+    bad = ~(found.isfinite() | found.isneginf().all(dim=0)).all(dim=1)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise FloatingPointError(f"logits of {int(bad.sum())} of {len(bad)} examples are not finite, first of {first}")
+    return found
+
+
 @torch.no_grad()
 def logits(model: nn.Module, inputs: Tensor | Tokens, *, device: str = "auto", batch_size: int = 100) -> Tensor:
     """Logits (n, classes), on the CPU, of uint8 images (n, 3, h, w), or of tokens, which are run in the order of their
-    lengths so that little is padding. The model stays on the device."""
+    lengths so that little is padding. The model stays on the device. Raises FloatingPointError as `finite_logits`."""
     where = resolve_device(device)
     model = model.to(where)
     with tensor_cores(where, getattr(model, "bf16", False)):
         if isinstance(inputs, Tokens):
             order = inputs.lengths.argsort(stable=True)
             found = [model(inputs[some].to(where)).cpu() for some in order.split(batch_size)]
-            return torch.cat(found)[order.argsort()]
-        return torch.cat([model(batch.to(where)).cpu() for batch in inputs.split(batch_size)])
+            return finite_logits(torch.cat(found)[order.argsort()])
+        return finite_logits(torch.cat([model(batch.to(where)).cpu() for batch in inputs.split(batch_size)]))
 
 
 def hits(model: nn.Module, split: AnySplit, *, device: str = "auto", batch_size: int = 100) -> Tensor:
@@ -50,6 +73,10 @@ def suite_hits(
         tasks: those to measure, in place of all.
         examples: the first so many pictures or pairs of each split (no split goes class by class), in place of all.
         tangent: whether `vector` is one of the tangent model (see `Recipe.tangent`).
+
+    Raises:
+        FloatingPointError: logits that are not finite; the line names suite, task, split and how many. So do the other
+            functions of this module.
     """
     tower = suite.tower(vector, tangent=tangent)
     return _hits_of(suite, tower, split=split, tasks=tasks, examples=examples, device=device)
@@ -58,14 +85,17 @@ def suite_hits(
 def _hits_of(
     suite: AnySuite, tower: nn.Module, *, split: str, tasks: Sequence[str], examples: int | None, device: str
 ) -> dict[str, Tensor]:  # fmt: skip
-    return {
-        name: hits(suite.classifier(name, tower), suite.tasks[name].splits[split][:examples], device=device)
-        for name in tasks or suite.tasks
-    }
+    found = {}
+    for name in tasks or suite.tasks:
+        with naming(f"{suite.name}, {name}, {split}"):
+            found[name] = hits(suite.classifier(name, tower), suite.tasks[name].splits[split][:examples], device=device)
+    return found
 
 
 def accuracies(hits_by_task: Mapping[str, Tensor]) -> dict[str, float]:
-    """Share of hits per task, 0 to 1."""
+    """Share of hits per task, 0 to 1. Raises ValueError where nothing of a task was tested."""
+    if none := [task for task, found in hits_by_task.items() if not len(found)]:
+        raise ValueError(f"{none[0]}: nothing was tested, so there is no accuracy")
     return {task: found.double().mean().item() for task, found in hits_by_task.items()}
 
 
@@ -91,7 +121,8 @@ def individual_hits(
     found = {}
     for name, vector in vectors.items():
         model = suite.classifier(name, suite.tower(vector, tangent=tangent))
-        found[name] = hits(model, suite.tasks[name].splits[split][:examples], device=device)
+        with naming(f"{suite.name}, {name}'s own model, {split}"):
+            found[name] = hits(model, suite.tasks[name].splits[split][:examples], device=device)
     return found
 
 
@@ -105,8 +136,11 @@ def ensemble_hits(
     for task in vectors:
         part = suite.tasks[task].splits[split][:examples]
         towers = (suite.tower(vector, tangent=tangent) for vector in vectors.values())
-        each = (logits(suite.classifier(task, tower), part.inputs, device=device).softmax(dim=1) for tower in towers)
-        shares = sum(each, torch.zeros(()))
+        with naming(f"{suite.name}, {task}, {split}, one of the ensemble"):
+            each = (
+                logits(suite.classifier(task, tower), part.inputs, device=device).softmax(dim=1) for tower in towers
+            )
+            shares = sum(each, torch.zeros(()))
         found[task] = shares.argmax(dim=1) == part.labels
     return found
 
@@ -129,7 +163,8 @@ def joint_ranks(
         model = suite.with_head(tower, head)
         for task in labels.index:
             images = suite.tasks[task].splits[split].images[:pictures]
-            shares[task] = shares[task] + logits(model, images, device=device).softmax(dim=1)
+            with naming(f"{suite.name}, {task}, {split}, joint task"):
+                shares[task] = shares[task] + logits(model, images, device=device).softmax(dim=1)
     ranks = {}
     for task, index in labels.index.items():
         right = index[suite.tasks[task].splits[split].labels[:pictures]]
@@ -171,14 +206,19 @@ class ModelFamily:
         """Logits (n, classes), on the CPU, on the (first so many) pictures of a task's split.
 
         Raises:
-            ValueError: not one coefficient for each task vector.
+            ValueError: not one coefficient for each task vector. FloatingPointError: see `suite_hits`.
         """
         if len(coefficients) != len(self._vectors):
             raise ValueError(f"{len(self._vectors)} task vectors, but {len(coefficients)} coefficients")
+        with naming(f"{self.suite.name}, {task}, {split}, coefficients {list(coefficients)}"):
+            return self._logits(task, coefficients, split, pictures)
+
+    def _logits(self, task: str, coefficients: Sequence[float], split: str, pictures: int | None) -> Tensor:
         model = self.suite.classifier(task, self._tower).to(self._where)
         if self.tangent:
             value, slopes = self._linear(model, task, split, pictures)
-            return model.classify(value + torch.einsum("k,knd->nd", slopes.new_tensor(coefficients), slopes)).cpu()
+            moved = value + torch.einsum("k,knd->nd", slopes.new_tensor(coefficients), slopes)
+            return finite_logits(model.classify(moved).cpu())
         for name, p in self._tower.named_parameters():
             moves = [
                 alpha * dense(vector[name])

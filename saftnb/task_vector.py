@@ -159,7 +159,7 @@ class TaskVector(Mapping[str, Delta]):
 
         A parameter that the model holds under two names (tied weights) is changed once. Half-precision parameters get
         the sum formed in float32, rounded once. Raises ValueError, before anything is changed, if the model lacks a
-        name, a shape differs, tied names disagree, or a sum overflows a half-precision parameter.
+        name, a shape differs, tied names disagree, a delta is not finite, or a sum overflows a half-precision one.
         """
         targets = dict(model.named_buffers(remove_duplicate=False))
         targets |= dict(model.named_parameters(remove_duplicate=False))
@@ -178,6 +178,8 @@ class TaskVector(Mapping[str, Delta]):
         with torch.no_grad():
             for name in first.values():
                 target = targets[name]
+                if not is_finite(self[name]):
+                    raise ValueError(f"the delta of {name!r} has NaN or infinite values")
                 if target.element_size() < 4 and (summed(target, self[name]).isinf() > target.isinf()).any():
                     raise ValueError(f"{name!r} plus its delta overflows the model's {target.dtype}")
             for name in first.values():
@@ -189,16 +191,22 @@ class TaskVector(Mapping[str, Delta]):
 
         Written beside `path` under a temporary name, synced and renamed: `path` is the old file or the whole
         new one, never a part. A checksum of names and values stands in the file's metadata. Equal task vectors give
-        equal bytes. Raises ValueError if a name ends like a factor's.
+        equal bytes. Raises ValueError if a name ends like a factor's, or a delta is not finite.
         """
         path = Path(path)
         for name in self:
             if name.endswith(FACTORS):
                 raise ValueError(f"cannot save {name!r}: a name that ends so is a low-rank factor's")
+        self._require_finite("save")
         tensors = _apart(self.tensors())
         metadata = {KEY: f"{FORMAT}, sha256 {_checksum(tensors)}"}
         with whole_file(path, alone=True) as temporary:
             save_tensors(tensors, temporary, metadata)
+
+    def _require_finite(self, do: str) -> None:
+        for name, delta in self.items():
+            if not is_finite(delta):
+                raise ValueError(f"cannot {do} {name!r}: it has NaN or infinite values")
 
     def checksum(self) -> str:
         """SHA-256 over names, dtypes, shapes and values, whatever the order of the names and the device."""
@@ -220,8 +228,9 @@ class TaskVector(Mapping[str, Delta]):
 
         Layers may differ in rank. Each file is renamed into place when it is whole, the weights first. `base`,
         `revision`: of the base model, for the adapter's config. `more`: other fields of it, such as `task_type`. Raises
-        ValueError if a delta is not low-rank, or not of a weight.
+        ValueError if a delta is not low-rank, not of a weight, or not finite.
         """
+        self._require_finite("write")
         layers: dict[str, LowRank] = {}
         for name, delta in self.items():
             if not isinstance(delta, LowRank) or not name.endswith(".weight"):

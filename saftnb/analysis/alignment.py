@@ -8,8 +8,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from saftnb.analysis.finite import require_finite
 from saftnb.backbones import resolve_device
-from saftnb.delta import dense
+from saftnb.delta import dense, is_finite
 from saftnb.merging import represent
 from saftnb.merging.bases import joint_svd
 from saftnb.suites import Suite
@@ -20,7 +21,10 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     """Linear CKA of two views of the same n rows, (n, a) and (n, b), in 0 to 1; NaN where one of them is constant.
 
     ‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖) in Frobenius norms, columns centred (Kornblith et al. 2019, arXiv 1905.00414, eq. 3).
+    Raises FloatingPointError on views that are not finite.
     """
+    if not (is_finite(x) and is_finite(y)):
+        raise FloatingPointError("linear CKA of views that are not finite")
     x, y = (v.double() - v.double().mean(dim=0) for v in (x, y))
     if min(x.shape) * min(y.shape) == 0:
         return float("nan")
@@ -67,7 +71,11 @@ def layer_inputs(
         for batch in part.split(50):
             tower(prepare(batch.to(where)))
     order = wanted[0].argsort().argsort()
-    return {name: torch.cat(pieces)[order] for name, pieces in found.items()}
+    given = {name: torch.cat(pieces)[order] for name, pieces in found.items()}
+    for name, values in given.items():
+        if not is_finite(values):
+            raise FloatingPointError(f"{suite.name}: what the tower gives to {name!r} is not finite")
+    return given
 
 
 def update_cka(
@@ -129,7 +137,11 @@ def update_spectra(vectors: Mapping[str, TaskVector], count: int = 32) -> pd.Dat
 
     Returns:
         one row a layer, task ("joint" for all) and index (from 1): layer, task, index, value.
+
+    Raises:
+        FloatingPointError: a task vector that is not finite.
     """
+    require_finite(vectors)
     rows = []
     for name in _matrices(next(iter(vectors.values()))):
         deltas = {task: [vector[name]] for task, vector in vectors.items()}
@@ -148,7 +160,11 @@ def shared_directions(vectors: Mapping[str, TaskVector], rank: int = 16) -> pd.D
 
     Returns:
         one row a layer and pair: layer, task_1, task_2, left, right, chance_left, chance_right.
+
+    Raises:
+        FloatingPointError: a task vector that is not finite.
     """
+    require_finite(vectors)
     rows = []
     shapes = {name: delta.shape for name, delta in next(iter(vectors.values())).items()}
     for name in _matrices(next(iter(vectors.values()))):

@@ -14,12 +14,18 @@ def recovered_share(accuracy: pd.Series, zero_shot: pd.Series, individual: pd.Se
     as good as each task's own model.
 
     Raises:
-        ValueError: an individual model no better than zero-shot, where there is no gap to recover.
+        ValueError: an individual model no better than zero-shot, where there is no gap to recover; or a share that is
+            not finite.
     """
     gap = individual - zero_shot
     if not (gap > 0).all():
         raise ValueError("an individual model is no better than zero-shot: there is no gap of which to take a share")
-    return 100 * (accuracy - zero_shot) / gap
+    share = 100 * (accuracy - zero_shot) / gap
+    if not all(map(math.isfinite, share)):
+        raise ValueError(
+            f"the share of {share.index[~share.map(math.isfinite)][0]} is not finite: an accuracy is missing"
+        )
+    return share
 
 
 def intervals(measured: Mapping[str, pd.Series], *, draws: int = 10_000) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saftnb.analysis.finite import finite_table
 from saftnb.analysis.sharpness import hessian_eigenvalues
 from saftnb.backbones import resolve_device
 from saftnb.evaluate import ModelFamily
@@ -31,6 +32,9 @@ def cross_task_linearity(
     Returns:
         one row a pair and block: task_1, task_2, block (from 1), distance, coefficient and their standard deviations
         over pictures distance_sd, coefficient_sd.
+
+    Raises:
+        FloatingPointError: features that are not finite, or 0 in all of a block.
     """
     where = resolve_device(device)
     rows = []
@@ -50,7 +54,7 @@ def cross_task_linearity(
                 "coefficient": coefficient.mean().item(), "distance_sd": distance.std().item(),
                 "coefficient_sd": coefficient.std().item(),
             })  # fmt: skip
-    return pd.DataFrame(rows)
+    return finite_table(pd.DataFrame(rows), f"{suite.name}, cross-task linearity")
 
 
 @torch.no_grad()
@@ -119,7 +123,7 @@ def joint_loss(
         mixed = sum(a * end for a, end in zip(point, ends, strict=True))
         here = loss(point)
         rows.append({"alpha": point[0], "loss": here, "mixed": mixed, "gap": here - mixed})
-    return pd.DataFrame(rows)
+    return finite_table(pd.DataFrame(rows), f"{suite.name}, joint loss of {', '.join(vectors)}")
 
 
 def segment_curvature(

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saftnb.analysis.finite import finite_table
 from saftnb.backbones import ImageClassifier, resolve_device
+from saftnb.delta import is_finite
+from saftnb.evaluate import finite_logits, naming
 from saftnb.finetune import ascent_step
 from saftnb.suites import Split
 
@@ -19,6 +22,9 @@ BATCH = 50  # pictures a pass: sums over batches are exact, and ViT-L/14's gradi
 
 def _unit(direction: Direction) -> Direction:
     norm = math.sqrt(sum(float(d.double().square().sum()) for d in direction.values()))
+    if not math.isfinite(norm):
+        bad = next((name for name, d in direction.items() if not is_finite(d)), "a sum of squares")
+        raise FloatingPointError(f"the direction is not finite, first in {bad!r}")
     if norm == 0:
         raise ValueError("the direction is zero: the loss has no gradient here")
     return {name: d / norm for name, d in direction.items()}
@@ -57,7 +63,7 @@ def loss_slice(
     """Mean cross-entropy and accuracy over a split at θ + t·direction, for every distance t.
 
     Returns columns distance (in units of ‖direction‖₂, 1 for the directions above), loss (nats), accuracy (0 to 1).
-    The model is left as it was.
+    The model is left as it was. Raises FloatingPointError where a logit or loss is not finite.
     """
     where = resolve_device(device)
     twin = copy.deepcopy(model).to(where).eval()
@@ -68,7 +74,8 @@ def loss_slice(
     for distance in distances:
         for name, p in parameters.items():
             p.copy_(origin[name] + distance * direction[name].to(where))
-        out = torch.cat([twin(batch.to(where)) for batch in split.images.split(100)])
+        with naming(f"the loss at distance {distance}"):
+            out = finite_logits(torch.cat([twin(batch.to(where)) for batch in split.images.split(100)]))
         accuracy = (out.argmax(dim=1) == labels).float().mean().item()
         rows.append({"distance": float(distance), "loss": F.cross_entropy(out, labels).item(), "accuracy": accuracy})
-    return pd.DataFrame(rows)
+    return finite_table(pd.DataFrame(rows), "loss along a line")

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from saftnb.analysis.finite import finite_table
 from saftnb.analysis.loss_slices import ascent, loss_slice
 from saftnb.backbones import ImageClassifier, resolve_device
-from saftnb.delta import dense
+from saftnb.delta import dense, is_finite
 from saftnb.evaluate import ModelFamily
 from saftnb.suites import Split, Suite
 from saftnb.task_vector import TaskVector
@@ -66,7 +67,7 @@ def lanczos(product: Callable[[Tensor], Tensor], like: Tensor, *, iterations: in
     """Extreme eigenvalues of a symmetric operator from its products with vectors shaped like `like`, (d,).
 
     Returns top, bottom, norm and residual, as `hessian_eigenvalues`. With as many iterations as the operator has
-    distinct eigenvalues they are exact.
+    distinct eigenvalues they are exact. Raises FloatingPointError on a product that is not finite.
     """
     start = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     basis = [(start / start.norm()).to(like)]
@@ -74,6 +75,8 @@ def lanczos(product: Callable[[Tensor], Tensor], like: Tensor, *, iterations: in
     beside: list[float] = []
     for _ in range(min(iterations, like.numel())):
         w = product(basis[-1])
+        if not is_finite(w):
+            raise FloatingPointError(f"product {len(diagonal) + 1} of the Hessian with a vector is not finite")
         diagonal.append(float(w.double() @ basis[-1].double()))
         for _ in range(2):  # twice is enough (Parlett)
             for v in basis:
@@ -154,4 +157,5 @@ def loss_plane(
         return loss
 
     rows = [{"x": x, "y": y, "loss": joint(x, y)} for x in spans[0] for y in spans[1]]
-    return pd.DataFrame(rows), marks.assign(loss=[joint(*spot) for spot in marks[["x", "y"]].to_numpy().tolist()])
+    table = finite_table(pd.DataFrame(rows), f"{suite.name}, plane of {one} and {two}")
+    return table, marks.assign(loss=[joint(*spot) for spot in marks[["x", "y"]].to_numpy().tolist()])

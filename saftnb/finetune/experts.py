@@ -52,6 +52,8 @@ def finetune(
     Raises:
         KeyError: the suite has no such task. ValueError: no such recipe or device, one without bfloat16 for a recipe
             that wants it, a seed that is none, or words or pictures that the backbone does not take.
+        FloatingPointError: a loss, gradient, weight or logit that is not finite. The line names suite, task, recipe,
+            seed, step, the first parameter, and the last good state that is kept.
     """
     plan = named_recipe(recipe, suite) if isinstance(recipe, str) else recipe
     if not isinstance(plan, Recipe | Published):
@@ -150,12 +152,22 @@ def _train(
     state_file = store.partial_file(inputs)
     model = suite.classifier(task, suite.tower(tangent=plan.tangent))
     training = Training(model, suite.tasks[task], plan, seed, where)
+    saved = 0
+
+    def save(state: dict) -> None:
+        nonlocal saved
+        save_state(state, state_file)
+        saved = state["next_step"]
+
     try:
         if (state := load_state(state_file)) is not None:
             training.load_state(state)
-        training.run(
-            lambda state: save_state(state, state_file), label=f"{task} {plan.name} seed {seed}", progress=progress
-        )
+            saved = training.next_step
+        training.run(save, label=f"{task} {plan.name} seed {seed}", progress=progress)
+    except FloatingPointError as error:
+        kept = f"the state after step {saved} is kept in the checkpoint store as .partial/{state_file.name}"
+        kept = kept if saved else "no state was saved before"
+        raise FloatingPointError(f"{suite.name}, {task}, {plan.name}, seed {seed}: {error}; {kept}") from None
     finally:
         training.close()
     result = store.FineTuned(

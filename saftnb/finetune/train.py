@@ -1,5 +1,6 @@
 """The training loop. A run's every step is a function of (suite, task, recipe, seed, step) and nothing else."""
 
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,8 @@ from saftnb.backbones import (
     tensor_cores,
     threads,
 )
-from saftnb.evaluate import hits
+from saftnb.delta import is_finite
+from saftnb.evaluate import hits, naming
 from saftnb.finetune.recipes import Recipe
 from saftnb.finetune.resume import Saves, State
 from saftnb.finetune.sharpness_aware import SharpnessAware
@@ -153,18 +155,21 @@ class Training:
         return self._batches[1]
 
     def step(self) -> float:
-        """One optimizer step; returns the loss at the unperturbed weights."""
+        """One optimizer step; returns the loss at the unperturbed weights.
+
+        Raises:
+            FloatingPointError: a loss or gradient that is not finite; the line names the step and the first parameter.
+        """
         pixels, labels = next(self.batches)
         pixels, labels = pixels.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         count = min(self.recipe.accumulate, len(labels))
         parts = list(zip(pixels.tensor_split(count), labels.tensor_split(count), strict=True))
-        clipped = 0
+        norms: list[Tensor] = []
         rate = self.recipe.learning_rate(self.next_step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
         def closure() -> Any:  # a Tensor, where torch's types want a float
-            nonlocal clipped
             if self.recipe.scope == "lora":  # the same dropped inputs for both gradients, at every run of this step
                 torch.manual_seed(self.seed * 1_000_003 + self.next_step)
             self.optimizer.zero_grad()
@@ -175,24 +180,61 @@ class Training:
                 loss.backward()
                 total += loss.detach()
             # For SharpnessAware this clips both gradients; the first clip changes nothing, since ε is normalised.
-            if self.recipe.clip == "both" or not clipped:
-                everything = [*self.trained.values(), *([] if self.head is None else [self.head])]
-                nn.utils.clip_grad_norm_(everything, self.recipe.clip_norm)
-            clipped += 1
+            if self.recipe.clip == "both" or not norms:
+                everything = [p for _, p in self._named() if p.grad is not None]
+                norm = nn.utils.get_total_norm([p.grad for p in everything])
+                # Of a norm that is NaN the factor would be, too, and no one could tell where it came from.
+                nn.utils.clip_grads_with_norm_(everything, self.recipe.clip_norm, norm.nan_to_num(nan=math.inf))
+                norms.append(norm)
             return total
 
         self.classifier.train()
         cards = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cards, enabled=self.recipe.scope == "lora"):
-            loss = self.optimizer.step(closure)
+            try:
+                loss = self.optimizer.step(closure)
+            except FloatingPointError as error:  # of SharpnessAware, which looks at norms itself
+                raise FloatingPointError(f"{error}, at step {self.next_step + 1}; {self._first_bad()}") from None
+        found, *norms = torch.stack([loss.detach(), *norms]).tolist()  # fetched together: a step waits once
+        if not math.isfinite(found):
+            raise FloatingPointError(f"the loss is {found} at step {self.next_step + 1}; {self._first_bad()}")
+        if not all(map(math.isfinite, norms)):
+            raise FloatingPointError(f"the gradient is not finite at step {self.next_step + 1}; {self._first_bad()}")
         self.next_step += 1
-        return float(loss)
+        return found
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What trains, with its name."""
+        yield from self.trained.items()
+        if self.head is not None:
+            yield "head", self.head
+
+    def _first_bad(self) -> str:
+        """Where the numbers that are not finite begin, once it is known that there are some."""
+        for what in ("gradient", "weight"):
+            for name, p in self._named():
+                values = p.grad if what == "gradient" else p.detach()
+                if values is not None and not is_finite(values):
+                    return f"first in the {what} of {name!r}"
+        return "all gradients and weights are finite"
+
+    def require_finite(self) -> None:
+        """Raises FloatingPointError, which names the first, if weights are not finite."""
+        values = [p.detach() for _, p in self._named()]
+        if not torch.stack(torch._foreach_norm(values, math.inf)).isfinite().all():  # fetched once for all
+            raise FloatingPointError(f"weights are not finite after step {self.next_step}; {self._first_bad()}")
 
     @torch.no_grad()
     def look(self, loss: float) -> None:
-        """Measure validation accuracy and keep the weights if they are the best so far."""
+        """Measure validation accuracy and keep the weights if they are the best so far.
+
+        Raises:
+            FloatingPointError: weights or logits that are not finite.
+        """
+        self.require_finite()
         self.classifier.eval()
-        found = hits(self.classifier, self.task.validation, device=str(self.device), batch_size=LOOK_AT)
+        with naming(f"validation after step {self.next_step}"):
+            found = hits(self.classifier, self.task.validation, device=str(self.device), batch_size=LOOK_AT)
         accuracy = found.float().mean().item()
         self.history.append((self.next_step, loss, accuracy))
         if accuracy > self.best_accuracy:
@@ -223,6 +265,11 @@ class Training:
             if self.recipe.checkpointing:
                 set_checkpointing(self.classifier.trunk, False)
             self.classifier.eval()
+
+    def _good_state(self) -> State:
+        """The state, to be kept: a bad one must not take the place of the last good one."""
+        self.require_finite()
+        return self.state()
 
     def state(self) -> State:
         if self.head is not None:  # of a shared model only what trains
@@ -266,5 +313,5 @@ class Training:
                     bar.set_postfix_str(f"validation {self.history[-1][2]:.3f}", refresh=False)
                 self.seconds += time.perf_counter() - start
                 if self.next_step < steps and not self.reached:
-                    saves.after(self.next_step, self.state)
+                    saves.after(self.next_step, self._good_state)
                 bar.update()

@@ -2,11 +2,12 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
+from saftnb.evaluate import naming
 from saftnb.merging.combine import Experts, Representation, Statistics, represent
 from saftnb.merging.registry import methods
 from saftnb.progress import progress_bar
@@ -56,6 +57,9 @@ def search(
             (as `SuiteAccuracy` has), that gives those of all scales at once.
 
     A merge is linear in its `scale`, so each combination of the others is merged once, at scale 1.
+
+    Raises:
+        FloatingPointError: a score that is not finite; the line names task and point.
     """
     check_grid(method, grid)
     rows: list[dict[str, float]] = []
@@ -63,7 +67,8 @@ def search(
     best_mean = float("-inf")
     with progress_bar(total=_size(grid), desc=f"search {method}", disable=not progress) as bar:
         for point, (vector,), scales in _directions([_represented(vectors)], method, grid, statistics):
-            for here, scale, scores in zip(_points(point, grid), scales, _scores(score, vector, scales), strict=True):
+            points = _points(point, grid)
+            for here, scale, scores in zip(points, scales, _scores(score, vector, scales, method, points), strict=True):
                 rows.append({**here, **scores, "mean": sum(scores.values()) / len(scores)})
                 if rows[-1]["mean"] > best_mean:
                     best, best_mean = (vector, scale, here), rows[-1]["mean"]
@@ -111,8 +116,9 @@ def coordinate_search(
             new = [v for v in values if not any(chosen | {name: v} == {n: row[n] for n in grid} for row in rows)]
             line = {other: [value] for other, value in chosen.items()} | {name: new}
             for point, (vector,), scales in _directions([there], method, line):
+                points = _points(point, line)
                 for here, scale, scores in zip(
-                    _points(point, line), scales, _scores(score, vector, scales), strict=True
+                    points, scales, _scores(score, vector, scales, method, points), strict=True
                 ):
                     rows.append({**here, **scores, "mean": sum(scores.values()) / len(scores)})
                     if rows[-1]["mean"] > best_mean:
@@ -166,10 +172,22 @@ def _points(point: dict[str, float], grid: Mapping[str, Sequence[float]]) -> lis
 
 
 def _scores(
-    score: Callable[[TaskVector], Mapping[str, float]], vector: TaskVector, scales: Sequence[float]
-) -> Iterable[Mapping[str, float]]:
-    along = getattr(score, "along", None)
-    return (score(scale * vector) for scale in scales) if along is None else along(vector, scales)
+    score: Callable[[TaskVector], Mapping[str, float]], vector: TaskVector, scales: Sequence[float], method: str,
+    points: Sequence[Mapping[str, float]],
+) -> Iterator[Mapping[str, float]]:  # fmt: skip
+    """The scores at the points, all of which have a finite number for each task: NaN would never be the largest, and
+    the search would go past it in silence."""
+    with naming(f"search {method}"):
+        along = getattr(score, "along", None)
+        every = (score(s * vector) for s in scales) if along is None else along(vector, scales)
+        for point, scores in zip(points, every, strict=True):
+            yield _finite(scores, point)
+
+
+def _finite(scores: Mapping[str, float], point: Mapping[str, float]) -> Mapping[str, float]:
+    if bad := [task for task, value in scores.items() if not math.isfinite(value)]:
+        raise FloatingPointError(f"the score of {bad[0]} is {scores[bad[0]]} at {dict(point)}")
+    return scores
 
 
 def _edges(grid: Mapping[str, Sequence[float]], best: Mapping[str, float]) -> list[str]:
@@ -245,7 +263,9 @@ def search_subsets(
     with progress_bar(total=_size(grid), desc=f"search {method}, {size} tasks", disable=not progress) as bar:
         for point, merged, scales in _directions(groups, method, grid):
             for here, scale in zip(_points(point, grid), scales, strict=True):
-                scores = [score(scale * vector, subset) for vector, subset in zip(merged, subsets, strict=True)]
+                with naming(f"search {method}"):
+                    pairs = zip(merged, subsets, strict=True)
+                    scores = [_finite(score(scale * vector, subset), here) for vector, subset in pairs]
                 means = [sum(one.values()) / len(one) for one in scores]
                 rows.append({**here, "mean": sum(means) / len(means)})
                 if rows[-1]["mean"] > best_mean:

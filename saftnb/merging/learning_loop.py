@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from saftnb.backbones import Tokens
+from saftnb.delta import is_finite
 from saftnb.disk import whole_file
-from saftnb.evaluate import hits, logits
+from saftnb.evaluate import hits, logits, naming
 from saftnb.finetune import SharpnessAware, store
 from saftnb.finetune.resume import Saves, State, load_state, save_state
 from saftnb.finetune.sharpness_aware import DEFAULT_RHO
@@ -140,7 +141,8 @@ class Learning:
     def _teacher(self, task: str, vector: TaskVector, tangent: bool) -> Tensor:
         """log p of the task's own model on the pool, (pictures, classes that it has)."""
         model = self.suite.classifier(task, self.suite.tower(vector, tangent=tangent))
-        return self._log_shares(logits(model, self.pools[task], device=str(self.device))).to(self.device)
+        with naming(f"learn: {self.suite.name}, {task}'s own model"):
+            return self._log_shares(logits(model, self.pools[task], device=str(self.device))).to(self.device)
 
     def _log_shares(self, given: Tensor) -> Tensor:
         known = ~torch.isneginf(given[0])  # a class that the task does not have is masked
@@ -175,12 +177,22 @@ class Learning:
                 loss = self.loss(task, self.next_step)
                 loss.backward()
                 total += loss.detach()
-            if not total.isfinite():
-                raise FloatingPointError(f"the loss is {total.item()}")
             self.model.collect()
+            gradients = {key: p.grad for key, p in self.values.learned.items() if p.grad is not None}
+            norms = torch._foreach_norm(list(gradients.values()), math.inf)
+            if not torch.stack([total, *norms]).isfinite().all():
+                if not total.isfinite():
+                    raise FloatingPointError(f"the loss is {total.item()}")
+                bad = next(key for key, gradient in gradients.items() if not is_finite(gradient))
+                raise FloatingPointError(f"the gradient of {bad!r} is not finite")
             return total
 
-        loss = float(self.optimizer.step(closure))
+        loss = self.optimizer.step(closure)
+        values = [p.detach() for p in self.values.learned.values()]
+        loss, *largest = torch.stack([loss, *torch._foreach_norm(values, math.inf)]).tolist()
+        if not all(map(math.isfinite, largest)):
+            bad = list(self.values.learned)[[math.isfinite(one) for one in largest].index(False)]
+            raise FloatingPointError(f"the learned {bad!r} is not finite after the update")
         self.next_step += 1
         self.losses.append(loss)
         return loss
@@ -189,10 +201,10 @@ class Learning:
     def accuracy(self) -> float:
         """Mean validation accuracy of the merged model, 0 to 1, on at most `LOOK_AT` pictures a task."""
         self.model.place()
-        found = [
-            hits(model, self.suite.tasks[task].validation[:LOOK_AT], device=str(self.device))
-            for task, model in self.models.items()
-        ]
+        found = []
+        for task, model in self.models.items():
+            with naming(task):
+                found.append(hits(model, self.suite.tasks[task].validation[:LOOK_AT], device=str(self.device)))
         return sum(one.double().mean().item() for one in found) / len(found)
 
     def look(self) -> None:
@@ -222,12 +234,15 @@ class Learning:
         try:
             self._run(Saves(lambda state: save_state(state, file)), inputs["name"], progress)
         except FloatingPointError as error:
-            kept = store.partial_file(inputs, ".safetensors")
+            kept, values = store.partial_file(inputs, ".safetensors"), self.values.tensors()
+            where = f"learn: {self.suite.name}, {', '.join(self.models)}: {error} at step {self.next_step + 1}"
+            if not all(map(is_finite, values.values())):
+                raise FloatingPointError(f"{where}; these values are not kept, use a smaller lr") from None
             with whole_file(kept, alone=True) as part:
-                save_tensors(self.values.tensors(), part)
+                save_tensors(values, part)
             raise FloatingPointError(
-                f"learn: {error} at step {self.next_step + 1}; the values after {self.next_step} steps are kept in the "
-                f"checkpoint store as {kept.parent.name}/{kept.name}"
+                f"{where}; the values after {self.next_step} steps are kept in the checkpoint store as "
+                f"{kept.parent.name}/{kept.name}"
             ) from None
 
     def _run(self, saves: Saves, label: str, progress: bool) -> None:

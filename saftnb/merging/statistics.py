@@ -10,6 +10,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from saftnb.backbones import ImageClassifier, resolve_device
+from saftnb.delta import is_finite
+from saftnb.evaluate import naming
 from saftnb.suites import AnySuite, PairSuite
 from saftnb.task_vector import TaskVector
 
@@ -31,7 +33,7 @@ def suite_statistics(
         task -> parameter name -> tensor.
 
     Raises:
-        ValueError: another method, or a suite of sentence pairs.
+        ValueError: another method, or a suite of sentence pairs. FloatingPointError: what was measured is not finite.
     """
     if method not in METHODS:
         raise ValueError(f"method is fisher or regmean, not {method!r}: no other needs statistics")
@@ -41,7 +43,8 @@ def suite_statistics(
     found = {}
     for task, vector in experts.items():
         model = suite.classifier(task, suite.tower(vector))
-        every = measure(model, suite.tasks[task].train[:pictures].images, device=device)
+        with naming(f"{suite.name}, {task}"):
+            every = measure(model, suite.tasks[task].train[:pictures].images, device=device)
         found[task] = {name: every[name] for name in vector if name in every}
     return found
 
@@ -79,7 +82,7 @@ def fisher_diagonal(
                 each = vmap(grad(log_likelihood), in_dims=(None, 0, 0))(weights, pixels, labels)
                 for name, gradient in each.items():
                     totals[name] += torch.einsum("b,b...->...", share, gradient.square_())
-    return {name: (total / len(images)).cpu() for name, total in totals.items()}
+    return _finite({name: (total / len(images)).cpu() for name, total in totals.items()}, "the Fisher information")
 
 
 def _labels(shares: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -122,4 +125,12 @@ def gram_matrices(
             module.register_forward_pre_hook(note(f"{name}.weight"))
     for batch in images.split(batch_size):
         twin(batch.to(where))
-    return {name: (gram / tokens[name]).cpu() for name, gram in found.items()}
+    return _finite({name: (gram / tokens[name]).cpu() for name, gram in found.items()}, "the mean of x xᵀ")
+
+
+def _finite(found: dict[str, Tensor], what: str) -> dict[str, Tensor]:
+    """What was measured, unless a number of it is not finite: the FloatingPointError names the first parameter."""
+    for name, values in found.items():
+        if not is_finite(values):
+            raise FloatingPointError(f"{what} of {name!r} is not finite")
+    return found
