@@ -9,7 +9,30 @@ Everything stays where it is in the rooms of the library, such as `saftnb.mergin
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # `_DOORS` once more, for type checkers: they do not run `__getattr__`
+    from saftnb import plots as plots
+    from saftnb import reference as reference
+    from saftnb.analysis import compare as compare
+    from saftnb.batch import record as record
+    from saftnb.evaluate import suite_accuracy
+    from saftnb.finetune import TaskVectors as TaskVectors
+    from saftnb.finetune import finetune as finetune
+    from saftnb.finetune import plans as plans
+    from saftnb.finetune import recipe as recipe
+    from saftnb.finetune import task_vectors as task_vectors
+    from saftnb.formats import task_vector as task_vector
+    from saftnb.merging import merge as merge
+    from saftnb.merging.grid_search import search as search
+    from saftnb.merging.learning import learn as learn
+    from saftnb.merging.statistics import suite_statistics
+    from saftnb.scores import differences as differences
+    from saftnb.scores import score_table as score_table
+    from saftnb.scores import spread as spread
+    from saftnb.suites import load_suite as load_suite
+
+    accuracy, statistics = suite_accuracy, suite_statistics
 
 __version__ = "0.1.0"
 # name -> its room, and what it is called there where that differs; "" is the room itself

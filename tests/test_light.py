@@ -125,3 +125,7 @@ def test_the_guides_example_in_python(light, tmp_path):
     done = run(light, code=f"import os; os.chdir({str(tmp_path)!r})\n{code}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "merged" / "adapter_model.safetensors").is_file()
+
+
+def test_the_wheel_tells_type_checkers_that_it_has_types(light):
+    assert list((light.parent / "lib").glob("python3*/site-packages/saftnb/py.typed"))

@@ -1,5 +1,6 @@
 """The files around the library keep in step with it."""
 
+import ast
 import json
 import re
 import subprocess
@@ -53,6 +54,18 @@ def test_importing_the_library_needs_neither_cuda_nor_the_pre_training_packages(
     code = "import sys, saftnb.finetune, saftnb.merging; sys.exit('resvg_py' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env={"CUDA_VISIBLE_DEVICES": "", "PATH": ""}, cwd=ROOT)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("file", "listed"), [("__init__.py", "_DOORS"), ("finetune/__init__.py", "_PLACES")])
+def test_type_checkers_see_what_is_loaded_when_it_is_asked_for(file, listed):
+    tree = ast.parse((ROOT / "saftnb" / file).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    imported = [alias for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    renamed = [name.id for node in block.body if isinstance(node, ast.Assign) for name in node.targets[0].elts]
+    shown = {alias.asname for alias in imported if alias.asname} | set(renamed)
+    (names,) = [ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)
+                and getattr(node.targets[0], "id", "") == listed]  # fmt: skip
+    assert shown == set(names)
 
 
 def test_rooms_import_only_from_rooms_above_them():
