@@ -271,7 +271,7 @@ class TaskVector(Mapping[str, Delta]):
                 found = file.metadata() or {}
                 form, _, checksum = found.get(KEY, "").partition(", sha256 ")
                 names = file.keys() if form == FORMAT else []
-                tensors = {name: file.get_tensor(name) for name in names}
+                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
         if form != FORMAT:

@@ -66,7 +66,7 @@ def flops_per_second(backbone: str, plan: Recipe, *, device: str = "auto") -> fl
     one, two = (Split(some, torch.zeros(1, dtype=torch.int64)) for some in (255 - images[:1], images[:1] // 2))
     names = tuple(str(number) for number in range(10))
     training = Training(model, Task("measure", "rendered", names, ("{}",), pictures, one, two), small, 0, where)
-    times = []
+    times: list[float] = []
     for _ in range(4 if where.type == "cuda" else 2):  # the first is warm-up
         start = time.perf_counter()
         training.step()
@@ -90,7 +90,7 @@ def pictures_per_second(crop: float) -> float:
         def draw() -> None:
             pictures[torch.arange(count)]
 
-    times = []
+    times: list[float] = []
     with threads(1):
         for _ in range(3):
             start = time.perf_counter()
@@ -137,7 +137,8 @@ def pair_flops_per_second(backbone: str, *, device: str = "auto") -> float:
     """What a measured gradient of one layer of the language model achieves here, random weights, 4 pairs on a CPU and
     32 in bfloat16 on a GPU."""
     where = resolve_device(device)
-    count, times = (32 if where.type == "cuda" else 4), []
+    count = 32 if where.type == "cuda" else 4
+    times: list[float] = []
     step = _layer_step(str(where), count)
     for _ in range(4 if where.type == "cuda" else 2):  # the first is warm-up
         start = time.perf_counter()

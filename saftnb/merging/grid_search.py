@@ -207,12 +207,12 @@ def per_target(
     The protocol of SAFT's released code (arXiv 2504.14662): the merged model then differs from task to task.
     """
     there, coefficients = _represented(vectors), list(found.best)
-    tasks = [column for column in found.curve if column not in (*coefficients, "mean")]
+    tasks: list[str] = [column for column in found.curve if column not in (*coefficients, "mean")]
     merged: dict[tuple[float, ...], TaskVector] = {}
     result: dict[str, tuple[dict[str, float], TaskVector]] = {}
     for task in tasks:
         row = found.curve.loc[found.curve[task].idxmax()]
-        point = {name: row[name].item() for name in coefficients}
+        point: dict[str, float] = {name: row[name].item() for name in coefficients}
         unit = point | {"scale": 1.0} if "scale" in point else point
         key = tuple(unit.values())
         if key not in merged:

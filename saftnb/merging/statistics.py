@@ -1,7 +1,7 @@
 """What `fisher` and `regmean` need to know of a task: measured on its own fine-tuned model and some of its pictures."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ def suite_statistics(
     if isinstance(suite, PairSuite):
         raise ValueError(f"the statistics of {method} are of pictures, and {suite.name} has sentence pairs")
     measure = fisher_diagonal if method == "fisher" else gram_matrices
-    found = {}
+    found: dict[str, dict[str, Tensor]] = {}
     for task, vector in experts.items():
         model = suite.classifier(task, suite.tower(vector))
         with naming(f"{suite.name}, {task}"):
@@ -112,7 +112,7 @@ def gram_matrices(
     found: dict[str, Tensor] = {}
     tokens: dict[str, int] = {}
 
-    def note(name: str):
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
             x = given[0].flatten(0, -2).double()
             found[name] = found.get(name, 0) + x.T @ x

@@ -207,7 +207,8 @@ def kth_magnitude(vector: TaskVector, k: int, spans: Sequence[Span], dtype: torc
         else:
             first, last, under, upto = _bits(low, dtype), _bits(high, dtype), below, below + within
         until = last if upto - under <= enough else (first + last) // 2
-        low, high = torch.tensor([first, until], dtype=BITS[dtype]).view(dtype).tolist()
+        ends: list[float] = torch.tensor([first, until], dtype=BITS[dtype]).view(dtype).tolist()
+        low, high = ends
 
 
 def _bits(value: float, dtype: torch.dtype) -> int:
