@@ -16,7 +16,7 @@ ANY_HOME = re.compile(
     r"(?<![\w.~-])(?:/(?:home|Users)/|[A-Za-z]:\\Users\\)[^/\\\s'\"<>:]+"  # with its user's name
     r"|(?<![\w.~/-])/root(?![\w-])"
 )
-KERNEL_FILE = re.compile(r"/(?:tmp|var)/[\w/.-]*ipykernel_\d+/\d+\.py")
+KERNEL_FILE = re.compile(r"/(?:tmp|var)/[\w/.-]{0,200}ipykernel_\d+/\d+\.py")
 # Other places where clusters keep things: only the last part of such a path is anybody's business.
 ELSEWHERE = re.compile(
     r"(?<![\w.~:/-])/(?:data|datasets|efs|fsx|gpfs|lustre|media|mnt|net|nfs|opt|private|projects?|scratch|shared?|srv|"

@@ -329,7 +329,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """`save_file`, which writes a file beside `path` first; but its errors, on a full disk, say, are OSErrors."""
     try:
-        save_file(tensors, path, metadata=metadata)
+        save_file(dict(tensors), path, metadata=metadata)
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:

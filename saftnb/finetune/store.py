@@ -113,8 +113,9 @@ def read(
                 raise ValueError(f"{name} does not have its hash")
         found = take(folder, manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        missing = isinstance(error, FileNotFoundError) and error.filename is not None
-        why = f"{Path(error.filename).name} is missing" if missing else str(error)
+        why = str(error)
+        if isinstance(error, FileNotFoundError) and error.filename is not None:
+            why = f"{Path(error.filename).name} is missing"
         warnings.warn(f"checkpoint {folder.name} is damaged and is trained again: {why}", stacklevel=4)
         return None
     _tidy(folder)
@@ -122,7 +123,7 @@ def read(
     return found
 
 
-def _manifest(folder: Path, inputs: dict, files: Sequence[str]) -> dict:
+def _manifest(folder: Path, inputs: Inputs, files: Sequence[str]) -> Manifest:
     """The manifest of a folder. Raises ValueError where it is not whole, or not of these inputs and files."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())

@@ -182,7 +182,7 @@ class Training:
             # For SharpnessAware this clips both gradients; the first clip changes nothing, since ε is normalised.
             if self.recipe.clip == "both" or not norms:
                 everything = [p for _, p in self._named() if p.grad is not None]
-                norm = nn.utils.get_total_norm([p.grad for p in everything])
+                norm = nn.utils.get_total_norm([p.grad for p in everything if p.grad is not None])
                 # Of a norm that is NaN the factor would be, too, and no one could tell where it came from.
                 nn.utils.clip_grads_with_norm_(everything, self.recipe.clip_norm, norm.nan_to_num(nan=math.inf))
                 norms.append(norm)

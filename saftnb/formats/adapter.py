@@ -204,7 +204,7 @@ def _require_plain(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _require_numbers(folder: Path, config: Mapping) -> None:
+def _require_numbers(folder: Path, config: Mapping[str, Any]) -> None:
     """Raises ValueError unless ranks and scales are numbers, and patterns go from names to such."""
     for field_, pattern, rule in (
         ("r", "rank_pattern", "a whole number of at least 1"),

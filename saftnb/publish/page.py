@@ -2,20 +2,22 @@
 
 import base64
 import hashlib
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from html import escape
+from html import escape, unescape
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 from nbconvert.exporters import TemplateExporter
 from nbconvert.preprocessors import TagRemovePreprocessor
 
 from saftnb.disk import whole_file
-from saftnb.publish.outputs import read_outputs
+from saftnb.publish.outputs import keep_small, read_outputs
 from saftnb.publish.prose import read_prose
 from saftnb.publish.scrub import root_above, scrub
 
@@ -23,6 +25,7 @@ GENERATOR = '<meta name="generator" content="saftnb report">'
 # No font, no request, and no script but our own by its hash: only the page's style and the pictures inside it.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 SWITCH = '<label class="switch"><input type="checkbox" id="show-code"> Show code</label>'
+TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 HIDDEN_TAGS = {"no-report", "papermill-error-cell-tag"}
 
 
@@ -74,7 +77,7 @@ def read_page(path: Path, *, code: bool = True, changed: bool = False) -> Page:
         "title": path.stem,
         "title_html": "",
         "claim": "",
-        "clean": partial(scrub, roots=[root]),
+        "clean": partial(discreet, roots=[root]),
         "places": places,
         "code": code,
         "changed": changed,
@@ -89,6 +92,21 @@ def read_page(path: Path, *, code: bool = True, changed: bool = False) -> Page:
     return Page(found["title"], title_html, found["claim"], body, found["figure"])
 
 
+def discreet(text: str, roots: Iterable[Path] = ()) -> str:
+    """`scrub`, also where an encoding of HTML or of URLs hides what must not be told: the text is then decoded."""
+    text = scrub(text, roots)
+    for decode in (unescape, unquote):
+        decoded = text
+        for _ in range(3):  # encoded twice, it is still easy to read
+            before, decoded = decoded, decode(decoded)
+            if decoded == before:
+                break
+            if (known := scrub(decoded, roots)) != decoded:
+                text = known
+                break
+    return text
+
+
 @cache
 def _exporter() -> TemplateExporter:
     """nbconvert with the template and the preprocessors of a report."""
@@ -98,7 +116,7 @@ def _exporter() -> TemplateExporter:
         file_extension=".html",
         optimistic_validation=True,
     )
-    for each in (TagRemovePreprocessor(remove_cell_tags=HIDDEN_TAGS), read_prose, read_outputs):
+    for each in (TagRemovePreprocessor(remove_cell_tags=HIDDEN_TAGS), read_prose, read_outputs, keep_small):
         exporter.register_preprocessor(each, enabled=True)
     exporter.environment.autoescape = True
     return exporter
@@ -109,7 +127,9 @@ def document(title: str, body: str, script: str = "") -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"{POLICY}; script-src 'sha256-{digest}'" if script else POLICY
     page = _exporter().environment.get_template("page.html.j2")
-    return page.render(title=title, body=body, script=script, policy=policy, generator=GENERATOR) + "\n"
+    html = page.render(title=title, body=body, script=script, policy=policy, generator=GENERATOR) + "\n"
+    # What turns the order of letters around is seen, and turns nothing: text can otherwise be disguised as other text.
+    return TURNS.sub(lambda found: f"[U+{ord(found[0]):X}]", html)
 
 
 def facts_strip(facts: list[tuple[str, str]]) -> str:

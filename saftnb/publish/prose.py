@@ -9,9 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat import NotebookNode
 
 from saftnb.publish.maths import to_mathml
-from saftnb.publish.sanitise import attribute, clean_html, text_of
+from saftnb.publish.sanitise import attribute, clean_html, ends, text_of
 
 COMMITTED = "committed-results"  # tags words on the results of the notebook's default parameters
 OTHER_PARAMETERS = Markup(
@@ -21,6 +22,7 @@ OTHER_PARAMETERS = Markup(
 WHAT_WE_SEE = re.compile(r"[\s*_#>]*what (?:do )?we see\b[\s*_:.?]*", re.IGNORECASE)
 HEADING = re.compile(r"<h([1-6])[^>]*>(.*?)</h\1>", re.DOTALL)
 DRAWING = re.compile(r"(?:\.\./)?drawings/[\w\-]+\.svg")  # the project's own, beside its notebooks
+LONGEST = 20_000  # characters of one cell that are read as markdown
 IMAGE_TYPES = ("image/svg+xml", "image/png", "image/jpeg", "image/gif", "image/webp")
 
 
@@ -61,7 +63,10 @@ def render_markdown(
 ) -> Markup:
     """Safe HTML of a markdown text without what `clean` takes out; `attachments` as in a notebook cell; `places` are
     folders that may hold a folder `drawings`, whose SVGs are put into the page as pictures."""
-    return clean_html(MarkdownWithMath(renderer=_Renderer(attachments or {}, places)).render(source), clean)
+    html = ""
+    if len(source) <= LONGEST:
+        html = clean_html(MarkdownWithMath(renderer=_Renderer(attachments or {}, places)).render(source), clean)
+    return Markup(html or (f"<pre>{escape(ends(clean(source), LONGEST))}</pre>" if source.strip() else ""))
 
 
 def read_prose(notebook: Any, resources: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -69,7 +74,8 @@ def read_prose(notebook: Any, resources: dict[str, Any]) -> tuple[Any, dict[str,
     claim go into `resources`."""
     heading, told = "", False
     for cell in notebook.cells:
-        cell.metadata.heading = heading
+        known = {name: cell.metadata[name] for name in ("tags", "alt") if name in cell.metadata}
+        cell.metadata = NotebookNode(known, heading=heading)  # the rest is the notebook's, not for the template
         if cell.cell_type != "markdown":
             continue
         if resources["changed"] and COMMITTED in cell.metadata.get("tags", []):

@@ -7,6 +7,7 @@ not listed here does not reach the page; the page's Content-Security-Policy is a
 import re
 from collections.abc import Callable
 from html import escape, unescape
+from itertools import accumulate
 
 import nh3
 from bs4 import BeautifulSoup, Tag
@@ -15,11 +16,9 @@ from markupsafe import Markup
 from saftnb.publish import maths
 
 # fmt: off
-TAGS = {
-    "a", "abbr", "b", "blockquote", "br", "caption", "code", "col", "colgroup", "dd", "del", "details",
-    "div", "dl", "dt", "em", "figcaption", "figure", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "i",
-    "img", "kbd", "li", "mark", "ol", "p", "pre", "s", "samp", "small", "span", "strong", "sub",
-    "summary", "sup", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "u", "ul",
+# Without what lays out a page, and what turns text around
+TAGS = (nh3.ALLOWED_TAGS | {"tfoot"}) - {
+    "area", "article", "aside", "bdo", "footer", "header", "hgroup", "map", "nav",
 }
 WITH_CONTENT = {"script", "style", "iframe", "object", "embed", "template", "noscript", "form", "svg", "title"}
 NUMBER_OF = r"\d{1,4}"
@@ -35,7 +34,7 @@ ATTRIBUTES = {
         # those of highlighted code, formulas and pandas; a class of our own pages would be a disguise
         "class": r"(?:\s*\b(?:[a-z]{1,2}\d?|highlight|tex|display|num|dataframe|data|blank|index_name|"
                  r"(?:row|col|level)(?:\d+|_heading\d*)))*\s*",
-        "id": r"[\w\-]*", "title": ".*", "dir": "ltr|rtl|auto",
+        "id": r"(?!(?:show-code|runs)$)[\w\-]*", "title": ".*", "dir": "ltr|rtl|auto",
     },
 } | {tag: dict.fromkeys([*maths.ATTRIBUTES, "alttext", "mathvariant", "columnalign"], ".*") for tag in maths.ELEMENTS}
 PROPERTIES = {
@@ -47,6 +46,10 @@ PROPERTIES = {
 # fmt: on
 TAG = re.compile(r'<(?:[^>"]|"[^"]*")*>')  # as the sanitiser writes it
 HARMLESS = re.compile(r"(?:[\w\s.,%#+*/!-]|\b(?:rgba?|hsla?|linear-gradient|calc)\(|\))+", re.IGNORECASE)
+INLINE = re.compile(r'</?(?:a|b|code|em|i|kbd|mark|s|samp|small|span|strong|sub|sup|u|wbr)(?=[ >])(?:[^>"]|"[^"]*")*>')
+NESTING = re.compile(r"<(/?)(?!(?:area|br|col|dd|dt|hr|img|input|li|link|meta|p|t[dhr]|wbr)\b)[a-z]", re.IGNORECASE)
+LARGEST, DEEPEST = 400_000, 1_000  # characters; elements inside one another, of which a parser's time is the square
+MOST_ROWS = 240  # of the tables of one output
 STYLER_SELECTOR = re.compile(r"#T_[\w\-]+[\w\-#.:()> \n]*")
 INK = "color:#1b1f24"  # on a background the notebook chose: it was chosen for a light page
 BLACK = {"black", "#000", "#000000"}
@@ -62,6 +65,9 @@ def clean_html(html: str, clean: Callable[[str], str] = str) -> Markup:
     Scripts, frames, forms, event handlers, `javascript:` links and images from elsewhere are
     dropped. pandas Styler's `<style>` block is kept where every rule stays inside its own table.
     """
+    html = _few_rows(_without_scripts(html))
+    if len(html) > LARGEST or _depth(html) > DEEPEST:
+        return Markup("")
     css, html = "", _FIRST.clean(html)
     if "<table" in html or "<style" in html:
         soup = BeautifulSoup(html, "html.parser")
@@ -71,8 +77,39 @@ def clean_html(html: str, clean: Callable[[str], str] = str) -> Markup:
             align_numbers(table)
         html = soup.decode(formatter="minimal")
     html = _LAST.clean(clean(html))  # the sanitiser has the last word
+    words = unescape(TAG.sub("\n", INLINE.sub("", html)))
+    if (known := clean(words)) != words:  # tags or entities stood inside what is to be hidden
+        return Markup(f"<pre>{escape(known)}</pre>")
     html = html.replace("<table", f"{scroll_open('table')}<table").replace("</table>", "</table></div>")
     return Markup((f"<style>{css}</style>" if css else "") + html)
+
+
+def _without_scripts(html: str) -> str:
+    """HTML without its scripts, which may be larger than everything else in it."""
+    first, *rest = re.split(r"<script\b", html, flags=re.IGNORECASE)
+    return first + "".join(re.split(r"</script\b[^>]*>", part, maxsplit=1, flags=re.I)[-1] for part in rest)
+
+
+def _few_rows(html: str) -> str:
+    """HTML with the first and the last rows of long tables, and how many are left out."""
+    rows = re.split(r"(?=<tr\b)", html, flags=re.IGNORECASE)
+    left = len(rows) - 1 - MOST_ROWS
+    if left <= 0:
+        return html
+    half = MOST_ROWS // 2
+    told = f'<tr><td colspan="{rows[half].count("<t") - 1}">… {left:,} rows left out …</td></tr>'
+    return "".join([*rows[: half + 1], told, *rows[-half:]])
+
+
+def _depth(html: str) -> int:
+    """How many elements stand inside one another, or are never closed."""
+    return max(accumulate(-1 if closing else 1 for closing in NESTING.findall(html)), default=0)
+
+
+def ends(text: str, most: int = LARGEST) -> str:
+    """The beginning and the end of a text of more than `most` characters."""
+    left, half = len(text) - most, most // 2
+    return text if left <= 0 else f"{text[:half]}\n… {left:,} characters left out …\n{text[-half:]}"
 
 
 def _attribute(tag: str, name: str, value: str) -> str | None:

@@ -161,13 +161,17 @@ def test_what_drawing_calls_return_is_not_shown(shown, text):
     assert "<pre" not in shown("execute_result", execution_count=1, data={"text/plain": text})
 
 
-def test_a_value_is_shown_and_a_widget_is_not(shown):
+def test_a_value_is_shown_and_a_line_stands_in_for_a_widget(shown):
     assert ">0.75</pre>" in shown("execute_result", execution_count=1, data={"text/plain": "0.75"})
     widget = {
         "application/vnd.jupyter.widget-view+json": {"model_id": "a"},
         "text/plain": "HBox(children=())",
     }
-    assert "HBox" not in shown("display_data", data=widget)
+    html = shown("display_data", data=widget)
+    assert "An interactive widget (HBox). It is in the notebook" in html
+    assert "children" not in html
+    bar = widget | {"text/plain": "  0%|          | 0/10 [00:00<?, ?it/s]"}
+    assert "<section" not in shown("display_data", data=bar)
 
 
 def test_an_output_of_only_a_script_falls_back_to_its_text(shown):
