@@ -90,8 +90,11 @@ def command(*words: str) -> None:
     from saftnb.cli import main
 
     said = io.StringIO()
-    with redirect_stderr(said):
-        code = main(words)
+    try:
+        with redirect_stderr(said):
+            code = main(words)
+    except Exception as error:
+        raise AssertionError(f"a traceback: {error!r}") from error
     if code:
         lines = [line for line in said.getvalue().splitlines() if line.startswith("saftnb: ")]
         assert lines == said.getvalue().splitlines()[-1:], said.getvalue()
