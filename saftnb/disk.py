@@ -202,7 +202,7 @@ def _acquired(path: Path, doing: str) -> int:
             except BlockingIOError:
                 print(f"waiting for another process that {doing}", flush=True)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            if same_file(descriptor, path):
                 return descriptor
         except OSError as error:
             if error.errno in NO_LOCKS:
@@ -215,6 +215,11 @@ def _acquired(path: Path, doing: str) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)  # the one that had it took the file away: there may be another by now
+
+
+def same_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def _temporary(path: Path) -> Path:

@@ -19,6 +19,7 @@ from saftnb.paths import store_root
 
 MANIFEST, RESULTS, NOTEBOOK = "manifest.json", "results.json", "run.ipynb"
 HASHES = {RESULTS: "results_sha256", NOTEBOOK: "run_sha256"}  # which key of the manifest has a file's hash
+OWN = "manifest_sha256"  # and of all else in it
 BAR = ".bar.json"  # in a run's folder: the progress bar that moves
 CURRENT = ".current.json"  # in a grid's folder: the ids of the runs that the grid file names now
 STATUSES = frozenset(["done", "failed", "killed", "interrupted", "running"])
@@ -57,7 +58,9 @@ class RunFolder:
 
     @cached_property
     def altered(self) -> str | None:
-        """The name of the first file that is gone or not the one whose hash the manifest names."""
+        """The name of the first file that is gone or not the one whose hash the manifest names, itself included."""
+        if self.manifest.get(OWN) not in (None, _own_hash(self.manifest)):
+            return MANIFEST
         named = ((name, self.manifest.get(key)) for name, key in HASHES.items())
         return next((name for name, said in named if said not in (None, sha256_of(self.path / name))), None)
 
@@ -163,9 +166,9 @@ class RunFolder:
 
     def seal(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Write the manifest, with the hashes of the files that the run has ended with, as the last of them."""
-        hashes = {key: sha256_of(self.path / name) for name, key in HASHES.items()}
-        write_json(self.manifest_file, manifest | hashes)
-        return manifest | hashes
+        manifest = manifest | {key: sha256_of(self.path / name) for name, key in HASHES.items()}
+        write_json(self.manifest_file, manifest | {OWN: _own_hash(manifest)})
+        return manifest
 
     def forget_previous(self) -> None:
         """Remove what was set aside."""
@@ -230,6 +233,11 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(path)) from None
+
+
+def _own_hash(manifest: Mapping[str, Any]) -> str:
+    said = {name: value for name, value in manifest.items() if name != OWN}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -21,10 +21,8 @@ def recovered_share(accuracy: pd.Series, zero_shot: pd.Series, individual: pd.Se
     if not (gap > 0).all():
         raise ValueError("an individual model is no better than zero-shot: there is no gap of which to take a share")
     share = 100 * (accuracy - zero_shot) / gap
-    if not all(map(math.isfinite, share)):
-        raise ValueError(
-            f"the share of {share.index[~share.map(math.isfinite)][0]} is not finite: an accuracy is missing"
-        )
+    if missing := [name for name, value in share.items() if not math.isfinite(value)]:
+        raise ValueError(f"the share of {missing[0]} is not finite: an accuracy is missing")
     return share
 
 

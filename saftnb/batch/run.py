@@ -27,6 +27,7 @@ import psutil
 import saftnb
 from saftnb.batch.grid import Run
 from saftnb.batch.manifest import SCHEMA, environment, library_sha256, reason_to_run, results_before
+from saftnb.disk import remove_lock, same_file
 from saftnb.paths import store_root
 from saftnb.run_folder import read_json, write_json
 from saftnb.scrub import one_line
@@ -89,9 +90,12 @@ def run_lock(run: Run, stop: Event) -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Elsewhere(run.id) from None
+        if not same_file(descriptor, file):  # its holder took it away a moment ago
+            raise Elsewhere(run.id)
         if stop.is_set():
             raise Stopped
         yield descriptor
+        remove_lock(file)  # after an error something may still execute, and keeps it
     finally:
         os.close(descriptor)  # no LOCK_UN: that would take the lock from an executing process, too
 

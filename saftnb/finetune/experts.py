@@ -12,7 +12,7 @@ from saftnb.finetune import store
 from saftnb.finetune.published import Published, read_published
 from saftnb.finetune.recipes import Recipe
 from saftnb.finetune.recipes import recipe as named_recipe
-from saftnb.finetune.resume import load_state, save_state
+from saftnb.finetune.resume import State, load_state, save_state
 from saftnb.finetune.train import CPU_THREADS, Training
 from saftnb.suites import AnySuite, conditions
 from saftnb.task_vector import TaskVector
@@ -154,7 +154,7 @@ def _train(
     training = Training(model, suite.tasks[task], plan, seed, where)
     saved = 0
 
-    def save(state: dict) -> None:
+    def save(state: State) -> None:
         nonlocal saved
         save_state(state, state_file)
         saved = state["next_step"]

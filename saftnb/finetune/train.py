@@ -192,7 +192,7 @@ class Training:
         cards = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cards, enabled=self.recipe.scope == "lora"):
             try:
-                loss = self.optimizer.step(closure)
+                loss: Any = self.optimizer.step(closure)
             except FloatingPointError as error:  # of SharpnessAware, which looks at norms itself
                 raise FloatingPointError(f"{error}, at step {self.next_step + 1}; {self._first_bad()}") from None
         found, *norms = torch.stack([loss.detach(), *norms]).tolist()  # fetched together: a step waits once

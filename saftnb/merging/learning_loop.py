@@ -187,7 +187,7 @@ class Learning:
                 raise FloatingPointError(f"the gradient of {bad!r} is not finite")
             return total
 
-        loss = self.optimizer.step(closure)
+        loss: Any = self.optimizer.step(closure)
         values = [p.detach() for p in self.values.learned.values()]
         loss, *largest = torch.stack([loss, *torch._foreach_norm(values, math.inf)]).tolist()
         if not all(map(math.isfinite, largest)):

@@ -7,12 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from saftnb.batch.manifest import MANIFEST, NOTEBOOK, is_done, read_manifest, reason_to_run
-from saftnb.batch.record import RESULTS
+from saftnb.batch.manifest import reason_to_run
 from saftnb.batch.run import run_one
 from saftnb.finetune import store
 from saftnb.finetune.resume import load_state, save_state
-from saftnb.run_folder import write_json
+from saftnb.run_folder import NOTEBOOK, OWN, RESULTS, write_json
 from saftnb.task_vector import LowRank, TaskVector
 from tests.faults.desk import place_desk, runs
 
@@ -157,27 +156,37 @@ def finished(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [RESULTS, NOTEBOOK])
 def test_a_run_with_a_damaged_file_is_not_done(finished, name):
-    file = finished.folder / name
+    file = finished.folder.path / name
     before = file.read_bytes()
-    assert is_done(finished.folder)
+    assert finished.folder.done
     for done, after in damages(before):
         file.write_bytes(after)
-        assert not is_done(finished.folder), done
+        assert not finished.folder.done, done
     file.write_bytes(before)
     assert reason_to_run(finished, "library") is None
 
 
 def test_a_run_with_a_damaged_manifest_is_not_done(finished):
-    """Or what decides is what it was: a bit in the time that it took, say, makes it no other run."""
-    file = finished.folder / MANIFEST
-    decisive = ("status", "parameters", "schema", "notebook_sha256", "library_sha256", "results_sha256", "run_sha256")
-    whole, before = read_manifest(finished.folder), file.read_bytes()
+    """Or it says what it said: white space, or the name of its own hash, which the first manifests did not have."""
+    file = finished.folder.manifest_file
+    whole, before = finished.folder.manifest, file.read_bytes()
+    believed = []
     for done, after in damages(before):
         file.write_bytes(after)
-        if reason_to_run(finished, "library") is None:
-            assert all(read_manifest(finished.folder)[name] == whole[name] for name in decisive), done
+        if finished.folder.done:
+            believed.append(done)
+            said = finished.folder.manifest
+            assert {name: said.get(name) for name in whole if name != OWN} == {
+                n: v for n, v in whole.items() if n != OWN
+            }
+    assert len(believed) < len(before) / 4
     for tenth in range(10):
         file.write_bytes(before[: len(before) * tenth // 10])
-        assert not is_done(finished.folder)
-    write_json(file, whole | {"parameters": {"seed": 5}})
+        assert not finished.folder.done
+    write_json(file, whole | {"seed": 1})
+    assert reason_to_run(finished, "library") == "manifest.json was altered or is gone"
+    finished.folder.seal({name: value for name, value in whole.items() if name != OWN} | {"parameters": {"seed": 5}})
     assert reason_to_run(finished, "library") == "its manifest is another run's"
+    write_json(file, {name: value for name, value in whole.items() if name != OWN})
+    assert reason_to_run(finished, "library") is None
+    assert not list(finished.folder.lock_file.parent.iterdir())

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from saftnb.batch.manifest import is_done
 from saftnb.batch.run import run_one
 from saftnb.finetune import experts, finetune, recipe, store
 from saftnb.merging import learn, learning
@@ -174,8 +173,8 @@ def test_a_run(desk, before):
         assert run_one(run)["status"] == "done"
 
     def look(root):
-        done = is_done(run.folder)
-        folder = run.folder if done else root / "runs" / "g" / ".previous" / run.id
+        done = run.folder.done
+        folder = run.folder.path if done else root / "runs" / "g" / ".previous" / run.id
         file = folder / "results.json"
         return json.loads(file.read_text()) if file.exists() else None
 
