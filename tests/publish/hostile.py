@@ -62,6 +62,7 @@ SNIPPETS = [
     f"<details open ontoggle={RUN}><summary>x</summary></details><marquee onstart={RUN}>x</marquee>",
     "<div id='show-code' class='only-code runs switch scroll'>x</div><a id=body name=body>x</a>"
     "<img name=getElementById>",
+    "<p class=runs>x</p><p class=only-code>x</p><p class=switch>x</p><p class='facts status'>x</p>",
     f"<table><td background='https://x.example/a'><td onclick={RUN}>1</table></td></table>"
     "</section></main></body></html>",
     f"</pre></code></div><plaintext><img src=x onerror={RUN}>",

@@ -252,7 +252,8 @@ def test_a_hostile_run_runs_nothing_in_the_index_where_our_script_runs(browser, 
         add_run(
             f"01_{len(value)}-a", overrides={value: value, "seed": 1}, parameters={value: value},
             notebook=f"01 {value}", results={"headline": table, "verdict": attack, value: value},
-            own_cells=[new_markdown_cell(f"# {attack}"), new_markdown_cell(attack)], status="done", reason=attack,
+            own_cells=[new_markdown_cell(f"# <b class=runs>{attack}</b>"), new_markdown_cell(attack)],
+            status="done", reason=attack,
         )  # fmt: skip
     index = publish_runs(runs, tmp_path / "report")
     browser.open(index)

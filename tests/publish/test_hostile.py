@@ -44,6 +44,17 @@ def test_nothing_of_a_hostile_notebook_can_run_or_load(hostile_page):
     assert used & hostile.LAYOUT <= {"standin"}
 
 
+def test_the_sanitiser_has_the_last_word():
+    safe = clean_html("<p>one</p>", lambda text: text.replace("<p>one", "<script>two()</script><p>three"))
+    assert safe == "<p>three</p>"
+
+
+def test_a_notebook_does_not_speak_as_the_page(page, figure):
+    named = dict.fromkeys(["note", "kind", "heading", "seen", "shown"], "disguise")
+    html = page(new_markdown_cell("a", metadata=named), new_code_cell("b", metadata=named, outputs=[figure]))
+    assert "disguise" not in html
+
+
 def test_a_title_is_as_safe_as_a_text(page, png):
     for snippet in hostile.SNIPPETS[::6]:
         assert hostile.offences(page(new_markdown_cell(f"# {snippet}"), *hostile.cells(snippet, png)[:1])) == []
@@ -205,12 +216,15 @@ def large(kind: str, png: str) -> list:
         data = {"text/html": f"<table><tr>{'<td>1</td>' * 200_000}</tr></table>", "text/plain": "a wide table"}
         return [new_code_cell("x", outputs=[new_output("display_data", data=data)])]
     if kind == "deep":
-        data = {"text/html": "<div>" * 200_000, "text/plain": "a deep thing"}
-        return [new_code_cell("x", outputs=[new_output("display_data", data=data)]), new_markdown_cell("<div>" * 3_000)]
+        data = {"text/html": "<div>" * 2_000 + "inside", "text/plain": "a deep thing"}
+        return [
+            new_code_cell("x", outputs=[new_output("display_data", data=data)]),
+            new_markdown_cell("<div>" * 200_000),
+        ]
     if kind == "outputs":
         return [new_code_cell("x", outputs=[new_output("stream", text=f"output {i}.") for i in range(1_000)])]
     if kind == "prose":
-        return [new_markdown_cell("word " * 200_000), new_code_cell("a = 1\n" * 200_000)]
+        return [new_markdown_cell("**word** " * 5_000), new_code_cell("a = 1\n" * 200_000)]
     figure = new_output(
         "display_data", data={"image/png": base64.b64encode(base64.b64decode(png) + bytes(60_000)).decode()}
     )
@@ -224,9 +238,9 @@ def large(kind: str, png: str) -> list:
         ("line", r"characters left out …"),
         ("table", r"… 19,761 rows left out …"),
         ("wide", r"HTML of 2,000,0\d\d characters is too large for this page.*a wide table"),
-        ("deep", r"a deep thing"),
+        ("deep", r"x\s+a deep thing"),
         ("outputs", r"… 940 outputs left out …"),
-        ("prose", r"characters left out …"),
+        ("prose", r"\*\*word\*\* .*characters left out …"),
         ("figures", r"From here on, \d{3} outputs and texts are left out"),
     ],
 )
