@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -295,10 +296,9 @@ def _download(repository: str, kind: str, folder: Path, patterns: Sequence[str],
     free = shutil.disk_usage(folder).free
     if free < need:
         raise ValueError(f"{repository} takes {need / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free on disk")
+    there: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        snapshot_download(
-            repository, repo_type=kind, local_dir=folder, allow_patterns=list(patterns), revision=revision
-        )
+        snapshot_download(repository, repo_type=kind, local_dir=folder, allow_patterns=list(patterns), **there)
     except Exception as error:  # whatever the hub's client raises
         raise RuntimeError(
             f"{repository}: the download failed ({type(error).__name__}); run this again, it goes on from there"
@@ -312,9 +312,10 @@ def _hub_size(repository: str, kind: str, patterns: Sequence[str], revision: str
 
     from huggingface_hub import HfApi
 
+    there: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         _answers()
-        about = HfApi().repo_info(repository, repo_type=kind, files_metadata=True, timeout=10, revision=revision)
+        about = HfApi().repo_info(repository, repo_type=kind, files_metadata=True, timeout=10, **there)
     except Exception as error:  # whatever the hub's client raises
         raise Unreachable(f"{repository}: the hub does not answer ({type(error).__name__})") from error
     files = getattr(about, "siblings", None) or ()

@@ -11,12 +11,12 @@ from typing import Any
 from urllib.parse import quote
 
 from saftnb.publish.folder import replaced
-from saftnb.publish.page import SWITCH, Page, document, facts_strip, read_page
+from saftnb.publish.page import SWITCH, Page, discreet, document, facts_strip, read_page
 from saftnb.publish.runs import provenance, read_runs
 from saftnb.publish.sanitise import attribute, scroll_open
 from saftnb.publish.tables import duration, is_number, number, table_html, value_text
 from saftnb.run_folder import RunFolder
-from saftnb.scrub import root_above, scrub
+from saftnb.scrub import root_above
 
 QUESTION = "Which fine-tuned models merge well, and why"
 SUBJECT = "Sharpness-aware fine-tuning (SAFT) and SVD alignment of LoRA updates (KnOTS)"
@@ -67,7 +67,7 @@ def publish_runs(runs: Path, out: Path, *, code: bool = True) -> Path:
     Raises ValueError where there are no runs, or where `out` holds files no report wrote.
     """
     runs, out = Path(runs), Path(out)
-    clean = partial(scrub, roots=[root_above(runs)])
+    clean = partial(discreet, roots=[root_above(runs)])
     found = read_runs(runs)
     name = clean(str(found[0].manifest.get("grid") or runs.resolve().name))
     with replaced(out) as folder:

@@ -82,12 +82,16 @@ def read_page(path: Path, *, code: bool = True, changed: bool = False) -> Page:
         "code": code,
         "changed": changed,
     }
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # notebooks of older formats are fine to read
-            body, found = _exporter().from_notebook_node(nbformat.read(path, as_version=4), ours)
-    except Exception as error:  # nbformat raises many kinds
-        raise ValueError(f"{path} is not a notebook that can be read ({type(error).__name__})") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notebooks of older formats are fine to read
+        try:
+            notebook = nbformat.read(path, as_version=4)
+        except Exception as error:  # nbformat raises many kinds
+            raise ValueError(f"{path} is not a notebook that can be read ({type(error).__name__})") from None
+        try:
+            body, found = _exporter().from_notebook_node(notebook, ours)
+        except Exception as error:  # a cell, an output or metadata of another kind than the format has
+            raise ValueError(f"{path} holds what no page can be made of ({type(error).__name__}: {error})") from error
     title_html = found["title_html"] or escape(found["title"])
     return Page(found["title"], title_html, found["claim"], body, found["figure"])
 
