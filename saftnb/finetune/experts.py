@@ -162,7 +162,7 @@ def _train(
     try:
         if (state := load_state(state_file)) is not None:
             training.load_state(state)
-            saved = training.next_step
+            saved = state["next_step"]
         training.run(save, label=f"{task} {plan.name} seed {seed}", progress=progress)
     except FloatingPointError as error:
         kept = f"the state after step {saved} is kept in the checkpoint store as .partial/{state_file.name}"

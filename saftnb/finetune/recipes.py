@@ -277,7 +277,7 @@ def recipe(name: str, suite: AnySuite | str, **changes: Any) -> Recipe | Publish
     Raises:
         ValueError: unknown recipe, suite or field, or a value of the wrong kind.
     """
-    suite_name = str(suite if isinstance(suite, str) else getattr(suite, "name", suite))
+    suite_name: Any = suite if isinstance(suite, str) else getattr(suite, "name", suite)
     if not isinstance(name, str):
         raise ValueError(f"a recipe's name is text, not {name!r}")
     if name.startswith(PREFIX):

@@ -73,8 +73,7 @@ def search(
                 if rows[-1]["mean"] > best_mean:
                     best, best_mean = (vector, scale, here), rows[-1]["mean"]
                 bar.update()
-    if best is None:
-        raise ValueError(f"search {method}: no mean score is a number")
+    assert best is not None  # the grid is not empty, and all scores are finite
     vector, scale, chosen = best
     return Search(scale * vector, chosen, pd.DataFrame(rows), _edges(grid, chosen))
 
@@ -124,11 +123,9 @@ def coordinate_search(
                     if rows[-1]["mean"] > best_mean:
                         best, best_mean = (vector, scale, here), rows[-1]["mean"]
             bar.update(len(values))
-            if best is None:
-                break
+            assert best is not None
             chosen = {n: best[2][n] for n in grid}
-    if best is None:
-        raise ValueError(f"search {method}: no mean score is a number")
+    assert best is not None  # the grid is not empty, and all scores are finite
     vector, scale, _ = best
     return Search(scale * vector, chosen, pd.DataFrame(rows), _edges(grid, chosen))
 
@@ -271,8 +268,7 @@ def search_subsets(
                 if rows[-1]["mean"] > best_mean:
                     best, best_mean = here, rows[-1]["mean"]
                 bar.update()
-    if best is None:
-        raise ValueError(f"search {method}: no mean score is a number")
+    assert best is not None  # the grid is not empty, and all scores are finite
     # Merged again: at full size there is no room for two points' merges of all subsets.
     unit = {"scale": 1.0} if "scale" in best else {}
     chosen = {

@@ -158,8 +158,9 @@ def test_a_lock_outlives_its_launcher_until_the_notebooks_process_has_left(desk:
     from saftnb.batch.run import Elsewhere, run_lock
 
     run = Run("g", Notebook("n", desk / "n.ipynb", "", "", "", {}), {}, {}, root=desk / "runs")
-    with run_lock(run, Event()) as descriptor:
+    with pytest.raises(KeyboardInterrupt), run_lock(run, Event()) as descriptor:
         other = subprocess.Popen(["sleep", "60"], pass_fds=(descriptor,))
+        raise KeyboardInterrupt
     with pytest.raises(Elsewhere), run_lock(run, Event()):
         raise AssertionError("the lock was free")
     other.kill()

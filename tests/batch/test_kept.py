@@ -15,7 +15,7 @@ from saftnb.batch.kept import keep, read_kept, take
 from saftnb.batch.manifest import reason_to_run
 from saftnb.batch.plan import Plan, plan
 from saftnb.batch.run import Elsewhere, run_lock
-from saftnb.run_folder import RunFolder, find_runs, read_json, sha256_of, write_json
+from saftnb.run_folder import RunFolder, find_runs, read_json, write_json
 
 SEED = """
 import pandas as pd
@@ -151,8 +151,7 @@ def test_a_part_of_the_runs_never_replaces_more_of_them(desk: Path) -> None:
     shutil.rmtree(grid.runs[0].folder.path)
     keep(grid)
     assert (desk / "kept" / "runs.json").read_text() == whole
-    manifest = read_json(grid.runs[1].folder.path / "manifest.json")
-    write_json(grid.runs[1].folder.path / "manifest.json", manifest | {"seconds": 1234.5})
+    grid.runs[1].folder.seal(grid.runs[1].folder.manifest | {"seconds": 1234.5})
     keep(grid)
     assert json.loads((desk / "kept" / "runs.json").read_text())["runs"][1]["manifest"]["seconds"] == 1234.5
     Path("g.yaml").write_text(GRID.replace("[0, 1]", "[1]"))
@@ -213,9 +212,7 @@ def test_a_run_after_others_is_done_again_when_their_results_change(desk: Path) 
     assert more.todo == {run.id for run in load_grid("g.yaml").runs[2:]}
     results = read_json(grid.runs[0].folder.path / "results.json")
     write_json(grid.runs[0].folder.path / "results.json", results | {"double": 7})
-    manifest = grid.runs[0].folder.manifest
-    changed = {"results_sha256": sha256_of(grid.runs[0].folder.path / "results.json")}
-    write_json(grid.runs[0].folder.path / "manifest.json", manifest | changed)
+    grid.runs[0].folder.seal(grid.runs[0].folder.manifest)
     assert reason_to_run(grid.runs[2]) == "a run before it has other results"
     assert keep(grid).files == [grid.kept]
 

@@ -327,8 +327,7 @@ def test_what_was_left_out_is_no_failure_and_is_not_run(copy, monkeypatch) -> No
 
 
 def alter_manifest(folder: Path, **changes: object) -> None:
-    file = folder / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    RunFolder(folder).seal(RunFolder(folder).manifest | changes)
 
 
 def test_why_a_done_run_is_run_again(copy, desk: Path, write_notebook, monkeypatch) -> None:
