@@ -6,6 +6,7 @@ the same paths (a shared file system); that is checked before anything starts. R
 started again on another one.
 """
 
+import logging
 import os
 import secrets
 import signal
@@ -45,11 +46,11 @@ class OnRay:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             _reach(address)
-            ray.init(address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
         except (RayError, OSError, ValueError, RuntimeError) as error:
             raise GridError(f"no Ray cluster at {address or 'this machine'}: {_last_line(error)}") from None
         self.jobs = jobs
-        self.tasks: dict[str, ray.ObjectRef] = {}
+        self.tasks: dict[str, Any] = {}  # run id -> Ray's reference to its manifest
         self.pool = ThreadPoolExecutor(4)
         self.environment = {name: str(Path(os.environ[name]).absolute()) for name in SHARED if name in os.environ}
         self.environment["SAFTNB_STORE"] = str(store_root().absolute())
@@ -140,12 +141,10 @@ def _reach(address: str | None) -> None:
 
 def _words(run: Run) -> str:
     asked = run.resources
-    words = [
-        f"{asked.cpus or 1} cores",
-        asked.gpus and f"{asked.gpus:g} GPUs",
-        asked.memory and f"{asked.memory:g} GiB",
-    ]
-    return ", ".join(filter(None, words))
+    words = [f"{asked.cpus or 1} cores"]
+    words += [f"{asked.gpus:g} GPUs"] if asked.gpus else []
+    words += [f"{asked.memory:g} GiB"] if asked.memory else []
+    return ", ".join(words)
 
 
 def _last_line(error: BaseException) -> str:

@@ -23,8 +23,10 @@ OVER = ("done", "left out")
 class Engine(Protocol):
     """Where runs are executed."""
 
-    width: int
-    pool: Executor  # for small things that need no share of it
+    @property
+    def width(self) -> int: ...
+    @property
+    def pool(self) -> Executor: ...  # for small things that need no share of it
 
     def check(self, runs: list[Run]) -> None: ...
     def describe(self, grid: Grid) -> str: ...
@@ -150,8 +152,11 @@ class _Execution:
     def overview(self) -> Overview:
         """What is done, running and failed, and how long the rest will take."""
         now, going = time.monotonic(), [task for task in self.tasks.values() if not task.status]
-        begun = [task for task in going if task.began is not None]
-        rows = [Row(task.run.id, task.run.folder.at, now - task.began, task.step.seconds) for task in begun]
+        rows = [
+            Row(task.run.id, task.run.folder.at, now - task.began, task.step.seconds)
+            for task in going
+            if task.began is not None
+        ]
         ahead = [task.step.seconds for task in going if task.step.executes and task.began is None]
         failed = [(run_id, status) for run_id, status in self.statuses.items() if status not in OVER]
         counts = Counter(self.statuses.values())
@@ -177,6 +182,7 @@ class _Execution:
             if step.entry is None:
                 task.future = self.engine.start(run, again)
             else:
+                assert self.grid.kept is not None  # the entry is from there
                 task.future = self.engine.pool.submit(take, run, step.entry, self.grid.kept.name, again)
 
     def _notice_beginning(self, task: _Task) -> None:
@@ -196,6 +202,7 @@ class _Execution:
 
     def _collect(self, task: _Task) -> None:
         run, future, task.future = task.run, task.future, None
+        assert future is not None  # it is only collected where there is one
         self.engine.release(run)
         try:
             manifest = future.result()

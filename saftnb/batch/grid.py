@@ -47,8 +47,10 @@ _UNITS = {"memory": "GiB", "time_limit": "seconds", "budget": "seconds", "gradie
 _COUNT = (lambda n: type(n) is int and n >= 1, "a whole number of at least 1")
 _SHARE = (lambda n: 0 <= n < 1 or (1 <= n < math.inf and n % 1 == 0), "a whole number or a share below 1")
 # what is accepted where a number is wanted, and that in words
-NUMBERS = {key: (lambda n: 0 < n < math.inf, f"a number of {unit}") for key, unit in _UNITS.items()}
-NUMBERS |= {"jobs": _COUNT, "cpus": _COUNT, "gpus": _SHARE}
+NUMBERS = {
+    **{key: (lambda n: 0 < n < math.inf, f"a number of {unit}") for key, unit in _UNITS.items()},
+    **{"jobs": _COUNT, "cpus": _COUNT, "gpus": _SHARE},
+}
 
 
 @dataclass(frozen=True)

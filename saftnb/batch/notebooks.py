@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from saftnb.batch.parameters import Parameter, ParameterError, cell_source, declared_parameters
 from saftnb.paths import project_root
@@ -67,7 +68,7 @@ def _libraries(grid_file: Path) -> Iterator[Path]:
             yield from (folder, folder / "appendix")
 
 
-def _sha256(content: dict) -> tuple[str, str]:
+def _sha256(content: dict[str, Any]) -> tuple[str, str]:
     """Hashes of the cells' kinds, sources and tags, and of the code alone; outputs, and what papermill injects, do
     not count."""
     cells, code = [], []
@@ -78,4 +79,5 @@ def _sha256(content: dict) -> tuple[str, str]:
         cells.append([cell["cell_type"], cell_source(cell), tags])
         if cell["cell_type"] == "code":
             code += [cell_source(cell), *(tag for tag in tags if tag in ("skip-execution", "raises-exception"))]
-    return tuple(hashlib.sha256(json.dumps(part).encode()).hexdigest() for part in (cells, code))
+    whole, alone = (hashlib.sha256(json.dumps(part).encode()).hexdigest() for part in (cells, code))
+    return whole, alone

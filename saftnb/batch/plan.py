@@ -64,8 +64,9 @@ class Plan:
 
     def estimate(self, jobs: int) -> str:
         """How long the runs will take by their budgets, in words; "" where one has none."""
-        budgets = [step.run.budget for step in self.steps if step.executes]
-        if not budgets or None in budgets:
+        executed = [step.run.budget for step in self.steps if step.executes]
+        budgets = [budget for budget in executed if budget is not None]
+        if not budgets or len(budgets) < len(executed):
             return ""
         seconds = max(sum(budgets) / jobs, max(budgets))
         hours, minutes = divmod(math.ceil(seconds / 60), 60)
@@ -207,7 +208,7 @@ def measured_hours(grid: Grid, todo: set[str], say: Callable[[str], None] = prin
         f"the work is {total:.2g} FLOP"
     )
     counted = [run.notebook.name for run in runs if run.gradients]
-    bounds = Counter((max(one, key=one.get), name) for one, name in zip(seconds, counted, strict=True))
+    bounds = Counter((max(one, key=one.__getitem__), name) for one, name in zip(seconds, counted, strict=True))
     for what in sorted({what for what, _ in bounds}):
         names = [f"{count} × {name}" for (bound, name), count in bounds.items() if bound == what]
         say(f"bound by {what}: {', '.join(names)}")
@@ -230,13 +231,14 @@ def merged_per_second(device: str = "cpu") -> float:
     import torch
 
     from saftnb.backbones import threads
+    from saftnb.delta import dense
     from saftnb.merging import TaskVector, merge
 
     vectors, times = [TaskVector({"w": torch.randn(1024, 1024, device=device)}) for _ in range(8)], []
     with threads(1):
         for _ in range(3):
             start = time.perf_counter()
-            float(merge(vectors, "ties", keep=0.2)["w"][0, 0])  # when it is there
+            float(dense(merge(vectors, "ties", keep=0.2)["w"])[0, 0])  # when it is there
             times.append(time.perf_counter() - start)
     return 8 * 1024**2 / min(times)
 

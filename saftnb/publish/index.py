@@ -1,6 +1,6 @@
 """A folder of runs as a folder of pages: the headline first, then every run, failed ones too."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -113,7 +113,7 @@ def _parameters(run: RunFolder, clean: Scrub) -> str:
     return _pairs(merged, value_text, clean, marked=set(run.overrides)) or "defaults"
 
 
-def _pairs(values: dict, show: Callable, clean: Scrub, marked: set | frozenset = frozenset()) -> str:
+def _pairs(values: dict[str, Any], show: Callable[[Any], str], clean: Scrub, marked: Collection[str] = ()) -> str:
     """Names and values as a row of small labels."""
     items = []
     for name, value in values.items():
@@ -252,7 +252,7 @@ def _named(html: str, value: Any) -> str:
     return f'<th scope="row"{_value(value)}>{html}</th>'
 
 
-def _cell(value: Any, show: Callable, clean: Scrub) -> str:
+def _cell(value: Any, show: Callable[[Any], str], clean: Scrub) -> str:
     if value is None:
         return "<td></td>"
     right = ' class="num"' if is_number(value) else ""
@@ -272,7 +272,7 @@ def _time(run: RunFolder) -> str:
     return escape(text) + (' <strong class="over">over</strong>' if over else "")
 
 
-def _scalar(value) -> str:
+def _scalar(value: Any) -> str:
     return number(value) if is_number(value) else value_text(value)
 
 

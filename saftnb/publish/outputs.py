@@ -58,7 +58,7 @@ def read_outputs(notebook: Any, resources: dict[str, Any]) -> tuple[Any, dict[st
     return notebook, resources
 
 
-def _few(outputs: list) -> list:
+def _few(outputs: list[Any]) -> list[Any]:
     """The first and the last of very many outputs, and how many are left out."""
     left = len(outputs) - MOST_OUTPUTS
     if left <= 0:
@@ -169,7 +169,8 @@ def _title(data: dict[str, Any]) -> str:
     for mark, nth in (("Plotly.newPlot(", 2), ("var spec =", 0)):
         specs.append(_json_after(script, mark, nth))
     for spec in specs:
-        title = (spec.get("layout") if isinstance(spec.get("layout"), dict) else spec).get("title")
+        layout = spec.get("layout")
+        title = (layout if isinstance(layout, dict) else spec).get("title")
         title = title.get("text") if isinstance(title, dict) else title
         if isinstance(title, str):
             return text_of(title)
@@ -184,7 +185,8 @@ def _json_after(script: str, mark: str, nth: int) -> dict[str, Any]:
     at, value = script.find(mark) + len(mark), None
     try:
         for _ in range(nth + 1 if mark in script else 0):
-            value, at = json.JSONDecoder().raw_decode(script, at + len(re.match(r"[\s,]*", script[at : at + 500])[0]))
+            ahead = script[at : at + 500]
+            value, at = json.JSONDecoder().raw_decode(script, at + len(ahead) - len(ahead.lstrip(", \t\r\n")))
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

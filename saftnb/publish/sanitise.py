@@ -169,11 +169,16 @@ def align_numbers(table: Tag) -> None:
                 numeric = NUMBER.fullmatch(cell.get_text().strip()) is not None
                 columns[position] = columns.get(position, True) and numeric
                 if numeric:
-                    cell["class"] = [*cell.get("class", []), "num"]
+                    _add_class(cell, "num")
     for row in rows:
         for position, cell in enumerate(row):
             if columns.get(position) and cell.name == "th" and cell.find_parent("thead"):
-                cell["class"] = [*cell.get("class", []), "num"]
+                _add_class(cell, "num")
+
+
+def _add_class(cell: Tag, name: str) -> None:
+    there = cell.get("class") or []
+    cell["class"] = " ".join([there, name] if isinstance(there, str) else [*there, name])
 
 
 def scroll_open(label: str) -> str:

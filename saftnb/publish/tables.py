@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from html import escape
-from typing import Any
+from typing import Any, TypeGuard
 
 from saftnb.labels import LABELS, SPACE_LABELS
 from saftnb.publish.sanitise import scroll_open
@@ -11,7 +11,7 @@ from saftnb.publish.sanitise import scroll_open
 MISSING, NUM = "–", ' class="num"'
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a number (True and False are words)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
