@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from tests.chromium import CHROMIUM, Browser
+from tests.tools.chromium import CHROMIUM, Browser
 
 from saftnb.publish import publish_notebook
 from saftnb.publish.prose import render_markdown
