@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ class _Refused(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0; 1: a run is not done; 2: bad input; 130: stopped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal of another alphabet ends no command
+            stream.reconfigure(errors="backslashreplace")
     options, rest = _parser().parse_known_args(arguments)
     try:
         if options.command is _merge:

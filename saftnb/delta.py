@@ -149,6 +149,21 @@ def squared_norm(delta: Delta) -> float:
 
 
 def is_finite(delta: Delta) -> bool:
-    """Whether a delta, or each factor of a low-rank one, is free of NaN and infinity; no memory needed."""
-    parts = (delta.B, delta.A) if isinstance(delta, LowRank) else (delta,)
-    return all(part.numel() == 0 or bool(torch.stack(torch.aminmax(part)).isfinite().all()) for part in parts)
+    """Whether a delta is free of NaN and infinity, also in float32 what a low-rank one stands for. Needs memory only
+    where factors are so large that their product, which is then formed, may overflow."""
+    if isinstance(delta, Tensor):
+        return math.isfinite(largest(delta))
+    most, wide = largest(delta), torch.promote_types(delta.dtype, torch.float32)
+    if 2 * most < torch.finfo(wide).max:
+        return True
+    return all(is_finite(part) for part in (delta.B, delta.A)) and is_finite(dense(delta, wide))
+
+
+def largest(delta: Delta) -> float:
+    """The largest absolute entry, NaN where there is one; of a low-rank delta a bound of it, from its factors."""
+    if isinstance(delta, LowRank):
+        return largest(delta.B) * largest(delta.A) * delta.B.shape[1]
+    if not delta.numel():
+        return 0.0
+    wide = delta if delta.element_size() > 1 else delta.float()  # PyTorch cannot compare float8
+    return float(torch.stack(torch.aminmax(wide)).abs().amax())

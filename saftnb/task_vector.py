@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from saftnb.delta import Delta, LowRank, dense, finite, is_finite, require_floating, squared_norm, summed
+from saftnb.delta import Delta, LowRank, dense, finite, is_finite, largest, require_floating, squared_norm, summed
 from saftnb.disk import whole_file
 
 KEY, FORMAT = "saftnb", "task vector, version 1"  # one entry: safetensors writes several in a random order
@@ -157,9 +157,10 @@ class TaskVector(Mapping[str, Delta]):
     def apply_to(self, model: nn.Module) -> nn.Module:
         """Adds every delta to the parameter or buffer of its name, IN PLACE, and returns the model.
 
-        A parameter that the model holds under two names (tied weights) is changed once. Half-precision parameters get
-        the sum formed in float32, rounded once. Raises ValueError, before anything is changed, if the model lacks a
-        name, a shape differs, tied names disagree, a delta is not finite, or a sum overflows a half-precision one.
+        A weight that the model holds under two names, or in two parameters of one memory (tied), is changed once.
+        Half-precision parameters get the sum formed in float32, rounded once. Raises ValueError, before anything is
+        changed, if the model lacks a name, a shape differs, tied names disagree, a delta is not finite, or a sum
+        overflows.
         """
         targets = dict(model.named_buffers(remove_duplicate=False))
         targets |= dict(model.named_parameters(remove_duplicate=False))
@@ -172,7 +173,9 @@ class TaskVector(Mapping[str, Delta]):
                 kind = f"{tuple(target.shape)} {target.dtype}"
                 raise ValueError(f"{name!r} is {kind} in the model, {tuple(delta.shape)} in the task vector")
             require_floating(target, f"the model's {name!r}")
-            twin = first.setdefault(id(target), name)
+            if target.is_meta or delta.device.type == "meta":
+                raise ValueError(f"{name!r} lies on meta, which has no values: load it on a device")
+            twin = first.setdefault(_place(target), name)
             if twin != name and not torch.equal(dense(self[twin]), dense(delta)):
                 raise ValueError(f"{twin!r} and {name!r} are one parameter, but their deltas differ")
         with torch.no_grad():
@@ -180,7 +183,9 @@ class TaskVector(Mapping[str, Delta]):
                 target = targets[name]
                 if not is_finite(self[name]):
                     raise ValueError(f"the delta of {name!r} has NaN or infinite values")
-                if target.element_size() < 4 and (summed(target, self[name]).isinf() > target.isinf()).any():
+                if 2 * (largest(target) + largest(self[name])) < torch.finfo(target.dtype).max:
+                    continue
+                if (summed(target, self[name]).isfinite() < target.isfinite()).any():
                     raise ValueError(f"{name!r} plus its delta overflows the model's {target.dtype}")
             for name in first.values():
                 targets[name].copy_(summed(targets[name], self[name]))
@@ -197,6 +202,8 @@ class TaskVector(Mapping[str, Delta]):
         for name in self:
             if name.endswith(FACTORS):
                 raise ValueError(f"cannot save {name!r}: a name that ends so is a low-rank factor's")
+            if name == "__metadata__":
+                raise ValueError("cannot save '__metadata__': safetensors files have another use for that name")
         self._require_finite("save")
         tensors = _apart(self.tensors())
         metadata = {KEY: f"{FORMAT}, sha256 {_checksum(tensors)}"}

@@ -167,3 +167,15 @@ def test_an_engine_that_cannot_be_had_is_one_line(grid: Path, monkeypatch, capsy
     assert shown.err == f"{needs}saftnb: --address is for --engine ray\n{needs}"
     assert shown.out == ""
     assert not Path("runs").exists()
+
+
+def test_a_terminal_of_another_alphabet_ends_no_command(tmp_path):
+    told = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    grid = tmp_path / "g.yaml"
+    cell = nbformat.v4.new_code_cell("s: str = ''", metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    grid.write_text("runs: [{notebook: a.ipynb, parameters: {s: grün}}]", encoding="utf-8")
+    command = [sys.executable, "-m", "saftnb", "grid", str(grid), "--runs", str(tmp_path), "--dry-run"]
+    said = subprocess.run(command, env=told, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert "s=gr\\xfcn" in said.stdout

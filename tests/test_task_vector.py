@@ -400,3 +400,39 @@ def test_equal_task_vectors_give_equal_files(tmp_path) -> None:
     for i in range(8):
         TaskVector(dict(vector)).save(tmp_path / f"{i}.safetensors")
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+@pytest.mark.parametrize("value", [2e38, -2e38])
+def test_apply_to_refuses_what_overflows_float32_however_it_is_kept(value: float) -> None:
+    model = nn.Linear(2, 2, bias=False)
+    model.weight.data.fill_(value)
+    wide = torch.full((2, 2), 10 * value, dtype=torch.float64)
+    column, row = torch.full((2, 1), 1e30), torch.full((1, 2), 1e30)
+    twice = LowRank(torch.cat([column, column], dim=1), torch.cat([row, -row]))  # inf − inf
+    for delta in (torch.full((2, 2), value), wide, LowRank(column, row), twice):
+        with pytest.raises(ValueError, match="'weight' (plus its delta overflows|has NaN or infinite values)"):
+            TaskVector({"weight": delta}).apply_to(model)
+        assert (model.weight == value).all()
+    kept = LowRank(column, torch.full((1, 2), 1e-30))  # large factors of a small product are none of it
+    assert TaskVector({"weight": kept}).apply_to(nn.Linear(2, 2, bias=False)).weight.isfinite().all()
+
+
+def test_parameters_of_one_memory_are_changed_once() -> None:
+    model = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in "ab"})
+    model["b"].weight = nn.Parameter(model["a"].weight.data)
+    before = model["a"].weight.detach().clone()
+    TaskVector({"a.weight": torch.ones(2, 2), "b.weight": torch.ones(2, 2)}).apply_to(model)
+    assert_close(model["a"].weight.detach(), before + 1)
+
+
+def test_what_has_no_values_is_refused() -> None:
+    empty, ones = nn.Linear(2, 2, device="meta"), torch.ones(2, 2)
+    for delta, model in ((ones, empty), (ones.to("meta"), nn.Linear(2, 2))):
+        with pytest.raises(ValueError, match="^'weight' lies on meta"):
+            TaskVector({"weight": delta}).apply_to(model)
+
+
+def test_the_one_name_that_safetensors_cannot_hold_is_not_saved(tmp_path) -> None:
+    with pytest.raises(ValueError, match="cannot save '__metadata__'"):
+        TaskVector({"__metadata__": torch.ones(2)}).save(tmp_path / "v.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -123,6 +123,10 @@ def execute(parameters: dict[str, Any], cwd: str) -> dict[str, str]:
     skipped = [cell for cell in notebook.cells if cell.cell_type == "code" and _was_skipped(cell)]
     if skipped:  # papermill takes sys.exit(0) for a success
         return {"status": "failed", "reason": f"stopped early: {len(skipped)} cells were not run"}
+    for cell in notebook.cells:  # and so in the last cell
+        left = [out for out in cell.get("outputs", ()) if out.get("ename") == "SystemExit"]
+        if left and "raises-exception" not in cell.metadata.get("tags", []):
+            return {"status": "failed", "reason": f"stopped early: SystemExit (cell {cell.execution_count})"}
     return {"status": "done"}
 
 

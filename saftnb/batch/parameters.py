@@ -91,7 +91,7 @@ def _scalar(value: Any, base: str) -> Any:
         return value
     if base == "str":
         if isinstance(value, str):
-            return value
+            return _text(value)
         hint = "; put it in quotes" if isinstance(value, (bool, int, float)) else ""
         raise ParameterError(f"{_show(value)} is not of type str{hint}")
     text = value if isinstance(value, str) else ""
@@ -101,6 +101,14 @@ def _scalar(value: Any, base: str) -> Any:
         return _finite(value)
     hint = "; write true or false" if base == "bool" else ""
     raise ParameterError(f"{_show(value)} is not of type {base}{hint}")
+
+
+def _text(value: str) -> str:
+    """Text as JSON gives it back: YAML's "\\ud83d\\ude00" is two halves of a character."""
+    try:
+        return value.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise ParameterError(f"{value!a} has half a character, which no file can hold") from None
 
 
 def _finite(value: Any) -> float:
@@ -115,8 +123,10 @@ def _finite(value: Any) -> float:
 
 def _plain(value: Any) -> Any:
     """A JSON value as it is; anything that JSON cannot hold is an error."""
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, int)):
         return value
+    if isinstance(value, str):
+        return _text(value)
     if isinstance(value, float):
         return _finite(value)
     if isinstance(value, list):

@@ -8,6 +8,7 @@ import math
 import warnings
 from typing import Any
 
+from saftnb.disk import locked
 from saftnb.run_folder import RunFolder, read_json, run_folder, write_json
 
 
@@ -25,7 +26,8 @@ def record(**values: Any) -> None:
     folder = run_folder()
     if folder is not None:
         file = RunFolder(folder).results_file
-        write_json(file, read_json(file, {}) | encoded)
+        with locked(file.with_name(".results.lock"), "records results"):  # threads and processes of the notebook
+            write_json(file, read_json(file, {}) | encoded)
 
 
 def _encode(value: Any, where: str) -> Any:
@@ -37,7 +39,10 @@ def _encode(value: Any, where: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [_encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, dict):
-        return {_key(key, where): _encode(item, f"{where}[{key!r}]") for key, item in value.items()}
+        found = {_key(key, where): _encode(item, f"{where}[{key!r}]") for key, item in value.items()}
+        if len(found) < len(value):
+            raise TypeError(f"record: {where} has two keys that are the same text in JSON")
+        return found
     if hasattr(value, "columns") and hasattr(value, "itertuples"):
         return _table(value, where)
     if hasattr(value, "tolist"):  # NumPy and torch, without importing either

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -173,7 +174,10 @@ def lora_vector(state: Mapping[str, Tensor], scaling: float | Callable[[str], fl
         found = _FACTOR.fullmatch(key)
         if found is None:
             raise ValueError(f"{key!r} is no factor of a LoRA adapter")
-        halves.setdefault(found[1], {})[found[2]] = value
+        pair = halves.setdefault(found[1], {})
+        if found[2] in pair:
+            raise ValueError(f"the layer {found[1]!r} has lora_{found[2]} twice, as where a file holds two adapters")
+        pair[found[2]] = value
     for layer, pair in halves.items():
         if len(pair) == 1:
             raise ValueError(f"the layer {layer!r} has lora_{next(iter(pair))} alone")
@@ -217,7 +221,7 @@ def _require_numbers(folder: Path, config: Mapping[str, Any]) -> None:
             raise ValueError(f"{folder}: {pattern} is {others!r}, not an object of layers and numbers")
         for name, value in [(field_, config[field_]), *((f"{pattern} of {key!r}", v) for key, v in others.items())]:
             kind = int if field_ == "r" else int | float
-            good = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+            good = isinstance(value, kind) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
             if not good or (field_ == "r" and value < 1):
                 raise ValueError(f"{folder}: {name} is {value!r}, not {rule}")
         for key in others:

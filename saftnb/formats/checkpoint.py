@@ -137,7 +137,10 @@ def find(source: str | os.PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: neither.
     """
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:  # no home of such a user
+        path = Path(source)
     if path.exists():
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not Path(str(source).split("/")[0]).is_dir():
@@ -163,7 +166,7 @@ def _bare(name: str) -> str:
 
 def _shards(index: Path) -> list[Path]:
     listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
         raise ValueError(f"{index}: no weight_map in it; a sharded checkpoint's index maps names to files")
     files = [index.parent / name for name in sorted(set(listed.values()))]
     for file in files:
@@ -176,7 +179,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError, in one line, where there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no JSON object")
@@ -276,4 +279,7 @@ def _unpickled(file: Path, trust: bool) -> Mapping[str, Tensor]:
             break
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"{file} holds no state dict")
+    for name, value in found.items():
+        if not isinstance(name, str) or value.layout != torch.strided or value.is_meta or value.is_quantized:
+            raise ValueError(f"{file}: {name!r} is no plain tensor of its own name: sparse, quantised or on meta")
     return found

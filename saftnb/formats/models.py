@@ -37,10 +37,18 @@ class Renamed(Mapping[str, Tensor]):
     def shape(self, name: str) -> torch.Size:
         return shape_of(self.found, self._stored[name])
 
+    def dtype(self, name: str) -> torch.dtype:
+        return dtype_of(self.found, self._stored[name])
+
 
 def shape_of(state: Mapping[str, Tensor], name: str) -> torch.Size:
     """A tensor's shape, without reading it where the state dict lies on the disk."""
     return state.shape(name) if isinstance(state, Checkpoint | Renamed) else state[name].shape
+
+
+def dtype_of(state: Mapping[str, Tensor], name: str) -> torch.dtype:
+    """A tensor's dtype, likewise."""
+    return state.dtype(name) if isinstance(state, Checkpoint | Renamed) else state[name].dtype
 
 
 def task_vector(source: str | os.PathLike[str], base: Base | None = None, *, trust_pickle: bool = False) -> TaskVector:
@@ -156,9 +164,10 @@ def require_same_activation(base: Mapping[str, Tensor], found: Checkpoint) -> No
 
 def activation(config: Mapping[str, Any]) -> str:
     """The activation that a config of transformers or open_clip names, by transformers' name; "" where it does not."""
-    if "model_cfg" in config:
-        return "quick_gelu" if config["model_cfg"].get("quick_gelu") else "gelu"
-    return (config.get("vision_config") or {}).get("hidden_act") or config.get("hidden_act") or ""
+    inner, vision = config.get("model_cfg"), config.get("vision_config")
+    if isinstance(inner, Mapping):
+        return "quick_gelu" if inner.get("quick_gelu") else "gelu"
+    return (vision.get("hidden_act") if isinstance(vision, Mapping) else "") or config.get("hidden_act") or ""
 
 
 def _state(base: Base, trust_pickle: bool) -> Mapping[str, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Size, Tensor
 
-from saftnb.delta import is_finite
+from saftnb.delta import dense, is_finite, largest
 from saftnb.merging.registry import Method, methods, spaces
 from saftnb.merging.spans import first_not_finite
 from saftnb.task_vector import LowRank, TaskVector, require_same_parameters
@@ -52,15 +52,10 @@ class Representation:
             name = bad[1]
             raise ValueError(f"{method}: the merged {name!r} overflows {merged[name].dtype}; use a smaller scale")
         for name, delta in merged.items():
-            if isinstance(delta, LowRank) and delta.dtype == torch.float16 and not _product_is_finite(delta):
-                raise ValueError(f"{method}: the product of the merged {name!r} overflows torch.float16: use float32")
+            risky = isinstance(delta, LowRank) and 2 * largest(delta) > torch.finfo(delta.dtype).max
+            if risky and not is_finite(dense(delta)):
+                raise ValueError(f"{method}: the product of the merged {name!r} overflows {delta.dtype}: use float32")
         return merged
-
-
-def _product_is_finite(delta: LowRank) -> bool:
-    """Whether B A is; it is only formed where its largest entry might not be."""
-    largest = [float(part.abs().max()) if part.numel() else 0.0 for part in (delta.B, delta.A)]
-    return largest[0] * largest[1] * delta.B.shape[1] < torch.finfo(delta.dtype).max or is_finite(delta.dense())
 
 
 def represent(vectors: Experts, space: str = "weights", **options: object) -> Representation:

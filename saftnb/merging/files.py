@@ -28,7 +28,7 @@ from saftnb.formats.adapter import (
     read_adapter,
 )
 from saftnb.formats.checkpoint import Checkpoint, find, open_checkpoint
-from saftnb.formats.models import in_names_of, is_task_vector, require_same_activation
+from saftnb.formats.models import dtype_of, in_names_of, is_task_vector, require_same_activation
 from saftnb.formats.writing import new_folder
 from saftnb.merging.bases import SAME_IN_EVERY_SPACE
 from saftnb.merging.combine import merge
@@ -216,6 +216,11 @@ def _plan_models(paths: Sequence[Path], base: str | None, make: Callable[..., Pl
     for one in found:
         require_same_activation(before, one)
     planned = make(tuned=[in_names_of(before, one) for one in found], base=before)
+    for one, tuned in zip(found, planned.tuned, strict=True):
+        for name in tuned:
+            kinds = dtype_of(before, name), dtype_of(tuned, name)
+            if kinds[0].is_floating_point != kinds[1].is_floating_point:
+                raise ValueError(f"{one.path}: {name!r} is {kinds[1]} there and {kinds[0]} in the base: quantised?")
     if planned.space != "weights" and planned.method not in SAME_IN_EVERY_SPACE:
         raise ValueError(f"full models are merged in the space 'weights', not in {planned.space!r}")
     if planned.method.startswith("dare"):
@@ -237,6 +242,7 @@ def execute(planned: Plan, *, progress: bool = True) -> list[str]:
             low = bool(planned.adapters) or all(isinstance(delta, LowRank) for delta in merged.values())
             said = _write_adapter(planned, merged, folder, progress) if low else _write_vector(merged, folder)
         write_readme(folder, _readme(planned, said))
+        require_free(planned.out, planned.sources, planned.force)  # hours later: someone may have put something there
     return said
 
 

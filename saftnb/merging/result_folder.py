@@ -19,7 +19,8 @@ def require_free(out: Path, inputs: Sequence[Path], force: bool) -> None:
     """Raises unless `out` can be written, and holds nothing that would be lost but the result of a merge."""
     if not out.name or out.name == "..":
         raise ValueError(f"-o {out}: the name of a new folder is wanted")
-    held = [path for path in inputs if path.resolve().is_relative_to(out.resolve())]
+    place = os.path.realpath(out)  # Path.resolve raises at a symbolic link that leads to itself
+    held = [path for path in inputs if Path(os.path.realpath(path)).is_relative_to(place)]
     if held:
         raise ValueError(f"{out} is, or holds, what is to be merged: {held[0]}")
     if out.is_symlink() or out.exists():

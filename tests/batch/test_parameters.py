@@ -1,5 +1,6 @@
 """The parameters cell, and values brought to the types that it declares."""
 
+import json
 import math
 import string
 
@@ -178,3 +179,10 @@ def test_papermill_writes_what_we_hash(value: object) -> None:
     scope: dict = {}
     exec(PythonTranslator.codify({"x": value}), scope)
     assert scope["x"] == value
+
+
+def test_text_is_what_json_gives_back():
+    halves = "\ud83d\ude00"  # as YAML reads an escaped emoji
+    assert coerce(halves, Kind("str")) == coerce([halves], Kind("list"))[0] == json.loads(json.dumps(halves))
+    with pytest.raises(ParameterError, match="half a character"):
+        coerce("\ud83d", Kind("str"))

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from saftnb.batch import record
 from saftnb.paths import project_root, store_root
-from saftnb.run_folder import used_checkpoint, write_json
+from saftnb.run_folder import read_json, used_checkpoint, write_json
 
 names = st.text(alphabet="abcxyz_", min_size=1)
 plain = st.recursive(
@@ -169,3 +170,16 @@ def test_where_the_store_is(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (project_root() / "pyproject.toml").exists()
     monkeypatch.setattr("saftnb.paths.__file__", str(desk / "site-packages" / "saftnb" / "paths.py"))
     assert project_root() == desk
+
+
+def test_what_threads_record_at_once_is_all_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAFTNB_RUN_DIR", str(tmp_path))
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: record(**{f"value{number}": number}), range(16)))
+    assert read_json(tmp_path / "results.json") == {f"value{number}": number for number in range(16)}
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_keys_that_would_become_one_are_refused():
+    with pytest.raises(TypeError, match="x has two keys that are the same text"):
+        record(x={1: "a", "1": "b"})

@@ -445,3 +445,12 @@ def test_a_rerun_repairs_what_was_altered_and_retrains_only_what_is_gone(copy, d
     assert run_grid(load_grid("grid.yaml"), say=lines.append) == statuses
     assert [line.split()[0] for line in lines[-3:-1]] == ["skip", "skip"]
     assert os.environ["SAFTNB_STORE"] == str(desk / "store")
+
+
+def test_leaving_in_the_last_cell_is_not_being_done(tmp_path, write_notebook, monkeypatch):
+    write_notebook(tmp_path / "ends.ipynb", "1", "import sys; sys.exit(0); raise ValueError")
+    (tmp_path / "grid.yaml").write_text("runs: [{notebook: ends.ipynb}]")
+    monkeypatch.chdir(tmp_path)
+    grid = load_grid("grid.yaml")
+    assert list(run_grid(grid).values()) == ["failed"]
+    assert grid.runs[0].folder.reason.startswith("stopped early: SystemExit (cell 2)")

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from saftnb.formats import load_adapter, load_adapters, read_adapter
-from saftnb.formats.adapter import different_bases, fill_missing
+from saftnb.formats.adapter import different_bases, fill_missing, lora_vector
 from saftnb.merging import LowRank, TaskVector, merge
 from tests.backbones.test_lora import HF, open_clip_twin, randomised
 
@@ -218,3 +218,10 @@ def test_what_peft_writes_itself_has_the_fields_that_we_write(tmp_path):
     assert set(ours) <= set(theirs)
     read = LoraConfig.from_pretrained(tmp_path / "ours")
     assert (read.r, read.lora_alpha, read.base_model_name_or_path, read.revision) == (3, 3, "some/base", "main")
+
+
+@pytest.mark.parametrize("key", ["a.lora_A.weight", "base_model.model.a.lora_A.other.weight"])
+def test_two_adapters_in_one_file_are_not_taken_for_one(key: str) -> None:
+    state = {"base_model.model.a.lora_A.weight": torch.ones(1, 3), "base_model.model.a.lora_B.weight": torch.ones(2, 1)}
+    with pytest.raises(ValueError, match="^the layer 'a' has lora_A twice"):
+        lora_vector(state | {key: torch.zeros(1, 3)}, 1.0)

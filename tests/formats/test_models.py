@@ -13,6 +13,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionModel, GPT2Config, GPT
 import saftnb as sn
 from saftnb.backbones import build_clip, fuse_state, load_tower
 from saftnb.formats import open_checkpoint
+from saftnb.formats.models import activation
 from saftnb.merging import TaskVector, merge
 from tests.backbones.test_lora import HF, TWIN, open_clip_twin
 
@@ -229,3 +230,25 @@ def test_reading_one_tensor_does_not_read_the_others(tmp_path):
     assert found["a"].tolist() == [1, 1]
     assert found.shards() == {"w.safetensors": ["a", "b"]}
     assert len(found.sha256) == 64
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda f: torch.save({"w": torch.eye(2).to_sparse()}, f / "x.bin"), "'w' is no plain tensor"),
+        (lambda f: torch.save({"w": torch.ones(2, device="meta")}, f / "x.bin"), "'w' is no plain tensor"),
+        (lambda f: torch.save({1: torch.ones(2)}, f / "x.bin"), "1 is no plain tensor"),
+        (lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"w": {"a": 1}}}'), "no weight_map"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("[" * 200_000), "is no JSON"),
+    ],
+)
+def test_what_is_no_state_dict_of_plain_tensors_is_one_line(tmp_path, spoil, line):
+    spoil(tmp_path)
+    source = tmp_path / "x.bin"
+    with pytest.raises(ValueError, match=line):
+        open_checkpoint(source if source.exists() else tmp_path)
+
+
+def test_a_config_of_other_kinds_than_expected_names_no_activation():
+    for config in ({"model_cfg": None}, {"vision_config": "x"}, {"vision_config": None}):
+        assert activation(config) == ""

@@ -462,3 +462,52 @@ def test_the_plan_of_a_dry_run_is_not_carried_out(adapters):
     planned = plan([str(adapters / "mnist"), str(adapters / "dtd")], None, "ties")
     with pytest.raises(ValueError, match="the plan of a dry run has no folder to write"):
         execute(planned, progress=False)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_appears_at_the_place_during_the_merge_stays(adapters, monkeypatch, force):
+    out = adapters / "out"
+    planned = plan([str(adapters / name) for name in ("mnist", "dtd")], out, "average", force=force)
+
+    def slowly(*arguments, **options):
+        out.mkdir()
+        (out / "thesis.txt").write_text("mine")
+        return merge(*arguments, **options)
+
+    monkeypatch.setattr("saftnb.merging.files.merge", slowly)
+    with pytest.raises(FileExistsError, match="is no result of a merge" if force else "is there already"):
+        execute(planned, progress=False)
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+    assert not list(adapters.glob(".*"))
+
+
+@pytest.mark.parametrize("where", ["one", "base"])
+def test_whole_numbers_in_the_place_of_weights_are_refused(models, capsys, where):
+    file = models / where / "model.safetensors"
+    state = load_file(file)
+    name = next(name for name in state if name.endswith("fc1.weight"))
+    save_file(state | {name: (100 * state[name]).to(torch.int8)}, file)
+    assert run(models, "one", "two", "--base", "base", "--method", "average") == 2
+    assert f"{name!r} is torch." in capsys.readouterr().err
+    assert not (models / "out").exists()
+
+
+def test_models_in_float8_are_merged(models, capsys):
+    for name in ("base", "one", "two"):
+        file = models / name / "model.safetensors"
+        save_file({key: value.to(torch.float8_e4m3fn) for key, value in load_file(file).items()}, file)
+    assert run(models, "one", "two", "--base", "base", "--method", "average") == 0
+    states = [load_file(models / name / "model.safetensors") for name in ("base", "one", "two", "out")]
+    for key, (base, one, two, merged) in {key: [state[key].float() for state in states] for key in states[0]}.items():
+        wanted = (base + ((one - base) + (two - base)) * 0.5).to(torch.float8_e4m3fn).float()
+        assert torch.equal(merged, wanted), key
+
+
+def test_a_link_that_leads_to_itself_and_a_user_who_is_not_there_are_one_line(adapters, capsys):
+    (adapters / "loop").symlink_to("loop")
+    for out in (adapters / "loop", adapters / "loop" / "x"):
+        assert (
+            main(["merge", str(adapters / "mnist"), str(adapters / "dtd"), "--method", "average", "-o", str(out)]) == 2
+        )
+    assert main(["merge", "~nobody-at-all/x", "y", "--method", "average", "-o", "z"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "saftnb: ~nobody-at-all/x: no such file or folder"
