@@ -78,7 +78,7 @@ class RunFolder:
     def status(self) -> str:
         """The manifest's, where it can be believed, else "not done"."""
         said = self.manifest.get("status")
-        return said if said in STATUSES and (said != "done" or self.done) else "not done"
+        return said if isinstance(said, str) and said in STATUSES and (said != "done" or self.done) else "not done"
 
     @property
     def reason(self) -> str:
@@ -244,7 +244,7 @@ def _object(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; {} where there is none that can be read: a network's file system may fail once."""
     try:
         return _mapping(read_json(path))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

@@ -218,7 +218,9 @@ def _table_of_sweep(entries: list[Entry], clean: Scrub) -> str:
         values = [run.overrides.get(name) for name in differ] or [run.name]
         first = escape(clean(value_text(values[0])))
         first = f'<a href="{quote(entry.file)}">{first}</a>' if entry.page else first
-        cells = [_named(first, values[0])] + [_cell(value, value_text, clean) for value in values[1:]]
+        cells = [_named(first, None if values[0] is None else clean(str(values[0])))] + [
+            _cell(value, value_text, clean) for value in values[1:]
+        ]
         cells += [_cell(run.scalars.get(name), _scalar, clean) for name in found]
         rows.append(_rows(entry, "".join(cells), clean))
     heads = [clean(str(name)).replace("_", " ") for name in (differ or ["run"]) + found]
@@ -256,12 +258,12 @@ def _cell(value: Any, show: Callable[[Any], str], clean: Scrub) -> str:
     if value is None:
         return "<td></td>"
     right = ' class="num"' if is_number(value) else ""
-    return f"<td{right}{_value(value)}>{escape(clean(show(value)))}</td>"
+    return f"<td{right}{_value(value, clean)}>{escape(clean(show(value)))}</td>"
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, clean: Scrub = str) -> str:
     """What a cell is sorted by."""
-    return "" if value is None else f' data-value="{attribute(str(value))}"'
+    return "" if value is None else f' data-value="{attribute(clean(str(value)))}"'
 
 
 def _time(run: RunFolder) -> str:

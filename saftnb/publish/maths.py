@@ -70,6 +70,8 @@ def to_mathml(latex: str, *, display: bool = False) -> str:
 def _convert(latex: str, display: bool) -> Element:
     if len(latex) > LONGEST:
         raise NotConverted("too long for a formula")
+    if "#" in latex and re.search(r"\\(?:new|def)", latex):
+        raise NotConverted("a macro with an argument can double it at each of its hundred calls of itself")
     return _tidy(convert_to_element(_prepare(latex), display="block" if display else "inline"), display)
 
 

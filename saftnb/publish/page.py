@@ -133,7 +133,8 @@ def document(title: str, body: str, script: str = "") -> str:
     page = _exporter().environment.get_template("page.html.j2")
     html = page.render(title=title, body=body, script=script, policy=policy, generator=GENERATOR) + "\n"
     # What turns the order of letters around is seen, and turns nothing: text can otherwise be disguised as other text.
-    return TURNS.sub(lambda found: f"[U+{ord(found[0]):X}]", html)
+    html = TURNS.sub(lambda found: f"[U+{ord(found[0]):X}]", html)
+    return html.encode("utf-8", "replace").decode("utf-8")  # half a character, which JSON can hold, is no text
 
 
 def facts_strip(facts: list[tuple[str, str]]) -> str:

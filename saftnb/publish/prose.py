@@ -12,7 +12,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
 from saftnb.publish.maths import to_mathml
-from saftnb.publish.sanitise import attribute, clean_html, ends, text_of
+from saftnb.publish.sanitise import INLINE, TAG, attribute, clean_html, ends, text_of
 
 COMMITTED = "committed-results"  # tags words on the results of the notebook's default parameters
 OTHER_PARAMETERS = Markup(
@@ -21,6 +21,7 @@ OTHER_PARAMETERS = Markup(
 )
 WHAT_WE_SEE = re.compile(r"[\s*_#>]*what (?:do )?we see\b[\s*_:.?]*", re.IGNORECASE)
 HEADING = re.compile(r"<h([1-6])[^>]*>(.*?)</h\1>", re.DOTALL)
+MATHS = re.compile(r"<math\b.*?</math>", re.DOTALL)
 DRAWING = re.compile(r"(?:\.\./)?drawings/[\w\-]+\.svg")  # the project's own, beside its notebooks
 LONGEST = 20_000  # characters of one cell that are read as markdown
 IMAGE_TYPES = ("image/svg+xml", "image/png", "image/jpeg", "image/gif", "image/webp")
@@ -63,10 +64,10 @@ def render_markdown(
 ) -> Markup:
     """Safe HTML of a markdown text without what `clean` takes out; `attachments` as in a notebook cell; `places` are
     folders that may hold a folder `drawings`, whose SVGs are put into the page as pictures."""
-    html = ""
+    html, source = "", clean(source)  # before its signs become markup: a secret may hold some
     if len(source) <= LONGEST:
         html = clean_html(MarkdownWithMath(renderer=_Renderer(attachments or {}, places)).render(source), clean)
-    return Markup(html or (f"<pre>{escape(ends(clean(source), LONGEST))}</pre>" if source.strip() else ""))
+    return Markup(html or (f"<pre>{escape(ends(source, LONGEST))}</pre>" if source.strip() else ""))
 
 
 def read_prose(notebook: Any, resources: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -84,11 +85,15 @@ def read_prose(notebook: Any, resources: dict[str, Any]) -> tuple[Any, dict[str,
         html = render_markdown(cell.source, resources["clean"], cell.get("attachments"), resources["places"])
         found = HEADING.search(html)
         if found and not resources["title_html"]:
-            resources["title_html"] = re.sub(r"</?a\b[^>]*>", "", found[2])  # it stands inside links
+            # It stands inside links, and in the index beside other runs: nothing in it may be painted over those.
+            inside = re.sub(r"</?a\b[^>]*>| style=\"[^\"]*\"", "", found[2])
+            # A heading may hold blocks, another heading too: cut there, it would open what it does not close.
+            plain = not TAG.search(INLINE.sub("", MATHS.sub("", inside))) and "<mpadded" not in inside
+            resources["title_html"] = inside if plain else escape(text_of(inside))
             resources["title"] = text_of(found[2])
             html = html.replace(found[0], "", 1)
         if resources["title_html"] and not resources["claim"] and (claim := re.search(r"<p>.*?</p>", html, re.DOTALL)):
-            resources["claim"] = claim[0]
+            resources["claim"] = clean_html(claim[0])  # a formula's text may hold a paragraph: closes it
         heading = ([heading] + [text_of(inner) for _, inner in HEADING.findall(html)])[-1]
         see = WHAT_WE_SEE.match(cell.source)
         if see:

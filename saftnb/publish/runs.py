@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from saftnb.publish.tables import is_number
 from saftnb.run_folder import CURRENT, RunFolder, read_json
 
 
@@ -15,7 +16,7 @@ def read_runs(folder: Path) -> list[RunFolder]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder of a grid's runs, such as runs/pocket")
-    current = read_json(folder / CURRENT)  # runs of an older version of the grid file stay on disk, unreported
+    current = _current(folder / CURRENT)  # runs of an older version of the grid file stay on disk, unreported
     there = [run for run in map(RunFolder, sorted(folder.iterdir())) if _is_run(run)]
     found = [run for run in there if not current or run.name in current]
     if not found:
@@ -28,6 +29,15 @@ def read_runs(folder: Path) -> list[RunFolder]:
     for run in found:
         first[run.notebook] = min(places[run.name], first.get(run.notebook, len(places)))
     return sorted(found, key=lambda run: (first[run.notebook], places[run.name]))
+
+
+def _current(file: Path) -> list[str]:
+    """The ids of the runs that the grid file names; [] where that is not known: every run is then reported."""
+    try:
+        said = read_json(file)
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [name for name in said if isinstance(name, str)] if isinstance(said, list) else []
 
 
 def _is_run(folder: RunFolder) -> bool:
@@ -43,19 +53,18 @@ def _hint(folder: Path) -> str:
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return (0, float(value), "") if number else (1, 0.0, str(value))
+    return (0, float(value), "") if is_number(value) else (1, 0.0, str(value))
 
 
 def provenance(runs: list[RunFolder]) -> list[tuple[str, str]]:
     """Commit, date and versions of the runs: each value once, several where the runs differ."""
     commits, versions = dict[str, None](), dict[str, dict[str, None]]()
     for run in runs:
-        git = run.manifest.get("git") or {}
+        git, found = (said if isinstance(said := run.manifest.get(key), dict) else {} for key in ("git", "versions"))
         if git.get("commit"):
             dirty = " with uncommitted changes" if git.get("dirty") else ""
             commits[f"{str(git['commit'])[:12]}{dirty}"] = None
-        for package, version in (run.manifest.get("versions") or {}).items():
+        for package, version in found.items():
             versions.setdefault(str(package), {})[str(version)] = None
     dates = sorted(filter(None, (moment(run.manifest.get("finished")) for run in runs)))
     span = dates[:1] if dates and dates[0] == dates[-1] else dates[:1] + dates[-1:]

@@ -4,6 +4,7 @@ A notebook is somebody else's program, and its outputs are whatever that program
 not listed here does not reach the page; the page's Content-Security-Policy is a second lock.
 """
 
+import base64
 import re
 from collections.abc import Callable
 from html import escape, unescape
@@ -46,11 +47,18 @@ PROPERTIES = {
 # fmt: on
 TAG = re.compile(r'<(?:[^>"]|"[^"]*")*>')  # as the sanitiser writes it
 HARMLESS = re.compile(r"(?:[\w\s.,%#+*/!-]|\b(?:rgba?|hsla?|linear-gradient|calc)\(|\))+", re.IGNORECASE)
+SVG = re.compile(r"(data:image/svg\+xml;base64,)([a-z0-9+/=\s]+)", re.IGNORECASE)
+BOXES = ("padding", "border", "vertical-align")
+# Around a word such a length paints over, and takes the clicks of, what stands beside it.
+COLOUR, FAR = (
+    re.compile(r"#\w+|\b(?:rgb|hsl)a?\([^()]*\)"),
+    re.compile(r"(?<![.\d])0*[1-9]\d\d|[.\d]e[+-]?\d|calc", re.I),
+)
 INLINE = re.compile(r'</?(?:a|b|code|em|i|kbd|mark|s|samp|small|span|strong|sub|sup|u|wbr)(?=[ >])(?:[^>"]|"[^"]*")*>')
 NESTING = re.compile(r"<(/?)(?!(?:area|br|col|dd|dt|hr|img|input|li|link|meta|p|t[dhr]|wbr)\b)[a-z]", re.IGNORECASE)
 LARGEST, DEEPEST = 400_000, 1_000  # characters; elements inside one another, of which a parser's time is the square
 MOST_ROWS = 240  # of the tables of one output
-STYLER_SELECTOR = re.compile(r"#T_[\w\-]+[\w\-#.:()> \n]*")
+STYLER_SELECTOR = re.compile(r"#T_[\w\-]+(?:[#.:()> \n][\w\-#.:()> \n]*)?")
 INK = "color:#1b1f24"  # on a background the notebook chose: it was chosen for a light page
 BLACK = {"black", "#000", "#000000"}
 NUMBER = re.compile(
@@ -72,16 +80,29 @@ def clean_html(html: str, clean: Callable[[str], str] = str) -> Markup:
     if "<table" in html or "<style" in html:
         soup = BeautifulSoup(html, "html.parser")
         css = "".join(clean_stylesheet(style.extract().get_text()) for style in soup.find_all("style"))
-        for table in soup.find_all("table"):
+        tables = soup.find_all("table")
+        for table in tables:
+            if len(tables) > 20 and table.find_parent("table"):
+                continue  # of many inside one another each would be read once more for every one around it
             join_headings(table)
             align_numbers(table)
         html = soup.decode(formatter="minimal")
-    html = _LAST.clean(clean(html))  # the sanitiser has the last word
+    html = _LAST.clean(SVG.sub(lambda found: _drawing(found, clean), clean(html)))  # the sanitiser has the last word
     words = unescape(TAG.sub("\n", INLINE.sub("", html)))
     if (known := clean(words)) != words:  # tags or entities stood inside what is to be hidden
         return Markup(f"<pre>{escape(known)}</pre>")
     html = html.replace("<table", f"{scroll_open('table')}<table").replace("</table>", "</table></div>")
     return Markup((f"<style>{css}</style>" if css else "") + html)
+
+
+def _drawing(found: re.Match[str], clean: Callable[[str], str]) -> str:
+    """The URL of an SVG without what `clean` takes out of its text, which base64 hides."""
+    try:
+        text = base64.b64decode(found[2]).decode("utf-8", "replace")
+    except ValueError:
+        return found[1]
+    known = clean(text)
+    return found[0] if known == text else found[1] + base64.b64encode(known.encode()).decode()
 
 
 def _without_scripts(html: str) -> str:
@@ -123,7 +144,8 @@ def _attribute(tag: str, name: str, value: str) -> str | None:
 def clean_stylesheet(css: str) -> str:
     """The rules of a stylesheet that stay inside one pandas Styler table."""
     kept = []
-    for prelude, inside in re.findall(r"([^{}]+)\{([^{}]*)\}", re.sub(r"/\*.*?\*/", "", css, flags=re.DOTALL)):
+    css = re.sub(r"/\*.*?(?:\*/|\Z)", "", css, flags=re.DOTALL)  # these patterns read each character once
+    for prelude, inside in re.findall(r"(?<![^{}])([^{}]+)\{([^{}]*)\}", css):
         selectors = [part.strip() for part in prelude.split(",")]
         if all(STYLER_SELECTOR.fullmatch(selector) for selector in selectors) and (safe := declarations(inside)):
             kept.append(f"{','.join(selectors)}{{{safe}}}")
@@ -136,6 +158,7 @@ def declarations(css: str) -> str:
         (name.strip().lower(), value.strip()) for name, _, value in (part.partition(":") for part in css.split(";"))
     ]
     found = [(name, value) for name, value in pairs if name in PROPERTIES and HARMLESS.fullmatch(value)]
+    found = [pair for pair in found if not (pair[0].startswith(BOXES) and FAR.search(COLOUR.sub("", pair[1])))]
     painted = any(name.startswith("background") for name, _ in found)
     kept = [(name, value) for name, value in found if painted or name != "color" or value.lower() not in BLACK]
     written = ";".join(f"{name}:{value}" for name, value in kept)
@@ -166,7 +189,8 @@ def align_numbers(table: Tag) -> None:
     for row in rows:
         for position, cell in enumerate(row):
             if cell.name == "td":
-                numeric = NUMBER.fullmatch(cell.get_text().strip()) is not None
+                words = cell.get_text().strip()
+                numeric = len(words) < 60 and NUMBER.fullmatch(words) is not None
                 columns[position] = columns.get(position, True) and numeric
                 if numeric:
                     _add_class(cell, "num")

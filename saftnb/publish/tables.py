@@ -12,8 +12,8 @@ MISSING, NUM = "–", ' class="num"'
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a number (True and False are words)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value is a number (True and False are words, and so is an int beyond what a float can hold)."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300)
 
 
 def number(value: float, largest: float | None = None) -> str:

@@ -266,3 +266,18 @@ def test_a_hostile_run_runs_nothing_in_the_index_where_our_script_runs(browser, 
     browser.open(index)
     assert browser.ask("typeof window.pwned") == "undefined", "the policy names one script"
     assert browser.ask(COUNT) == "2 of 2 runs"
+
+
+def test_what_a_notebook_brings_covers_nothing_of_the_page(browser, notebook, tmp_path):
+    cover = '<a href="https://x.example" style="padding:99px;background:#fff">x</a>' * 3
+    moved = (
+        '<math><mpadded voffset="5em" width="0" height="0"><mtext style="background:#fff">done</mtext></mpadded></math>'
+    )
+    cells = [new_markdown_cell(f"# T\n\n{cover}{moved}")]
+    cells += [new_code_cell("x", outputs=[new_output("display_data", data={"text/html": cover + moved})])]
+    browser.open(publish_notebook(notebook(*cells), tmp_path / "page.html", facts={"status": "failed"}))
+    for selector in ("h1", "dd", ".switch"):
+        box = f"document.querySelector({selector!r}).getBoundingClientRect()"
+        on_top = f"(b => document.elementFromPoint(b.x + 5, b.y + b.height / 2))({box})"
+        assert browser.ask(f"document.querySelector({selector!r}).contains({on_top})"), selector
+    assert browser.ask(OVERFLOW) <= 0

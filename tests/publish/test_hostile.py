@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from tests.tools.chromium import CHROMIUM, Browser
 
 from saftnb.publish import publish_notebook
 from saftnb.publish.prose import render_markdown
 from saftnb.publish.sanitise import clean_html
 from tests.publish import hostile
+from tests.tools.chromium import CHROMIUM, Browser
 
 
 def words(html: str) -> str:

@@ -396,3 +396,41 @@ def test_runs_that_the_grid_no_longer_names_are_left_out(add_run, report, runs):
     assert "0.251" not in html
     assert "gain <b>0.752</b>" in html
     assert "1 run<" in html
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"results": {"x": 10**400, "headline": {"columns": ["a"], "data": [[10**400]]}}},
+        {"seconds": 10**400, "peak_memory": 10**400}, {"overrides": {"a": 10**400}}, {"git": ["x"], "versions": "x"},
+        {"status": ["done"]}, {"status": "failed", "reason": "a\ud800b"}, {"results": {"verdict": "a\udfffb"}},
+    ],
+)  # fmt: skip
+def test_what_one_run_says_stops_no_report(add_run, runs, tmp_path, said):
+    add_run("02_odd-a", **said)
+    add_run("02_odd-b", **said)
+    add_run("03_good-a")
+    assert "03_good-a.html" in publish_runs(runs, tmp_path / "report").read_text()
+
+
+@pytest.mark.parametrize("name", ["02_odd-a/manifest.json", "02_odd-a/results.json", ".current.json"])
+def test_a_file_nested_too_deeply_stops_no_report(add_run, runs, tmp_path, name):
+    add_run("02_odd-a")
+    add_run("03_good-a")
+    for text in ("[" * 100_000, "x", "5"):
+        (runs / name).write_text(text)
+        assert "03_good-a.html" in publish_runs(runs, tmp_path / "report").read_text()
+
+
+def test_what_a_table_is_sorted_by_names_no_place(add_run, runs, tmp_path):
+    for seed in (1, 2):
+        add_run(f"02_x-{seed}", overrides={"a": f"/home/alice/{seed}", "b": f"/home/alice/{seed}"},
+                results={"where": f"/home/alice/{seed}"})  # fmt: skip
+    assert "alice" not in publish_runs(runs, tmp_path / "report").read_text()
+
+
+def test_a_claim_opens_nothing_that_it_does_not_close(add_run, runs, headline, tmp_path):
+    claim = new_markdown_cell("# T\n\n<p><math><mtext><p>q</p></mtext></math></p>")
+    add_run("02_x-a", own_cells=[claim], results={"headline": headline})
+    html = publish_runs(runs, tmp_path / "report").read_text()
+    assert html.count("<mtext>") == html.count("</mtext>") == html.count("</math>") == 1

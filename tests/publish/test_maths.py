@@ -87,6 +87,9 @@ def test_macros_that_multiply_do_not_hang():
     names = ["x", *(f"z{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
     bombs = [rf"\newcommand{{\{name}}}{{\{inner}\{inner}}}" for inner, name in pairwise(names)]
     assert to_mathml("".join(bombs) + rf"\{names[-1]}").startswith("<code")
+    assert to_mathml(r"\newcommand{\x}[1]{\x{#1#1}}\x{a}").startswith("<code")
+    assert to_mathml(r"\def\x#1{\x{#1#1}}\x{a}").startswith("<code")
+    assert to_mathml(r"\newcommand{\R}{\mathbb{R}} x \in \R").startswith("<math")
 
 
 @pytest.mark.parametrize(

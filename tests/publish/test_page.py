@@ -276,3 +276,23 @@ def test_a_failing_write_keeps_the_old_page(tmp_path, notebook, cells, monkeypat
         publish_notebook(tmp_path / "notebook.ipynb", out, title="Other")
     assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notebook.ipynb", "page.html"]
+
+
+def test_a_title_opens_nothing_that_it_does_not_close(page):
+    html = page(new_markdown_cell("<h1><div><b>a <h1>b</h1></b></div></h1>"))
+    assert '<h1 dir="auto">a b</h1>' in html
+    styled = page(
+        new_markdown_cell('# a <b style="padding:90px;background:#fff">b</b> <math><mpadded voffset="9em"></math>')
+    )
+    assert "padding:90px" not in styled.partition("<header>")[2].partition("</header>")[0]
+    assert "<mpadded" not in styled.partition("<header>")[2].partition("</header>")[0]
+
+
+def test_half_a_character_is_replaced(page):
+    assert "a?b" in page(new_code_cell("x", outputs=[new_output("stream", text="a\ud800b")]))
+
+
+def test_a_secret_with_signs_of_markdown_is_not_told(page, monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "w_x*y*z$q$r*s*")
+    html = page(new_markdown_cell("# T\n\nIt is w_x*y*z$q$r*s* here."))
+    assert "It is *** here" in html

@@ -1,5 +1,6 @@
 """What an untrusted output may bring into a page, and what it may not."""
 
+import base64
 import re
 
 import pandas as pd
@@ -164,3 +165,40 @@ def test_black_text_is_left_to_the_page():
         clean_html('<span style="color: black; font-weight: bold">x</span>')
         == '<span style="font-weight:bold">x</span>'
     )
+
+
+@pytest.mark.parametrize(
+    "style", ["padding:3000px", "padding:1e4px", "border-top:300px solid white", "vertical-align:-9999px",
+              "padding:calc(99px*99)", "border-left: 1px solid rgb(1, 2, 3) 500px"],
+)  # fmt: skip
+def test_no_length_reaches_over_the_page(style):
+    assert clean_html(f'<a href="https://a.example" style="{style}">x</a>') == '<a href="https://a.example">x</a>'
+
+
+@pytest.mark.parametrize(
+    "style", ["padding:0.125em 12px", "border-bottom:1px solid #112233", "border-top:2px solid rgb(100, 200, 255)"]
+)
+def test_lengths_of_a_table_survive(style):
+    assert f'style="{style}"' in clean_html(f'<p style="{style}">x</p>')
+
+
+def test_a_picture_inside_html_or_a_cell_tells_no_path():
+    svg = base64.b64encode(b"<svg><desc>/home/alice/x</desc></svg>").decode()
+    url = f"data:image/svg+xml;base64,{svg}"
+    attached = {"a": {"image/svg+xml": svg}}
+    for html in (
+        clean_html(f'<img src="{url}">', lambda text: text.replace("alice", "~")),
+        render_markdown("![a](attachment:a)", lambda text: text.replace("alice", "~"), attached),
+    ):
+        assert base64.b64decode(html.partition("base64,")[2].partition('"')[0]) == b"<svg><desc>/home/~/x</desc></svg>"
+    assert url in clean_html(f'<img src="{url}">'), "else it stays as it is"
+
+
+def test_no_pattern_reads_a_long_text_again_and_again():
+    """With a pattern that does, each of these takes minutes."""
+    long = "a" * 390_000
+    for html in (
+        "<style>" + "/*" * 190_000, "<style>#T_" + long, f"<style>#T_{long}!{{color:red}}</style>",
+        f"<table><tr><td>{'1' * 390_000}x</td></tr></table>",
+    ):  # fmt: skip
+        assert "<style" not in clean_html(html)
