@@ -164,7 +164,7 @@ class TaskVector(Mapping[str, Delta]):
         """
         targets = dict(model.named_buffers(remove_duplicate=False))
         targets |= dict(model.named_parameters(remove_duplicate=False))
-        first: dict[int, str] = {}
+        first: dict[Hashable, str] = {}
         for name, delta in self.items():
             target = targets.get(name)
             if target is None:
