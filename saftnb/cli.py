@@ -247,7 +247,7 @@ def _values(rest: Sequence[str]) -> dict[str, str]:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    with _refusing(ValueError):
+    with _refusing(ValueError, OSError):
         from saftnb.prepare import doctor
 
         table = doctor().reset_index()

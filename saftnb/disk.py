@@ -8,6 +8,7 @@ import ctypes
 import errno
 import fcntl
 import glob
+import hashlib
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 HERE = 60.0  # seconds without a change after which the temporary file of a process that is gone counts as left behind
@@ -227,7 +229,19 @@ def _temporary(path: Path) -> Path:
 
 
 def _host() -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())[:40]
+    """This machine's name, and a hash of where its numbers of processes hold: containers may share a name."""
+    name = "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())[:40]
+    return f"{name}-{_processes()}"
+
+
+@cache
+def _processes() -> str:
+    try:
+        booted = Path("/proc/sys/kernel/random/boot_id").read_text()
+        where = f"{booted}{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        where = ""
+    return hashlib.sha256(where.encode()).hexdigest()[:8]
 
 
 def _lives(pid: int) -> bool:

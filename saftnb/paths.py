@@ -1,5 +1,9 @@
-"""Where the project, its checkpoint store and its downloads are. Imports nothing heavy."""
+"""Where the project, its checkpoint store and its downloads are. Imports nothing heavy.
 
+Both folders raise NotADirectoryError for the home of a user that there is not.
+"""
+
+import errno
 import os
 from pathlib import Path
 
@@ -12,11 +16,19 @@ def project_root() -> Path:
 
 def store_root() -> Path:
     """The checkpoint store: the folder ``SAFTNB_STORE``, by default ``runs/store`` under the project root."""
-    chosen = os.environ.get("SAFTNB_STORE")
-    return Path(chosen).expanduser().absolute() if chosen else project_root() / "runs" / "store"
+    return _chosen("SAFTNB_STORE", "store")
 
 
 def data_root() -> Path:
     """Downloaded data and weights: the folder ``SAFTNB_DATA``, by default ``runs/data`` under the project root."""
-    chosen = os.environ.get("SAFTNB_DATA")
-    return Path(chosen).expanduser().absolute() if chosen else project_root() / "runs" / "data"
+    return _chosen("SAFTNB_DATA", "data")
+
+
+def _chosen(variable: str, name: str) -> Path:
+    chosen = os.environ.get(variable)
+    if not chosen:
+        return project_root() / "runs" / name
+    try:
+        return Path(chosen).expanduser().absolute()
+    except RuntimeError:
+        raise NotADirectoryError(errno.ENOTDIR, f"{variable} names no user's home", chosen) from None

@@ -14,13 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from saftnb.disk import whole_file
+from saftnb.disk import locked, whole_file
 from saftnb.paths import store_root
 
 MANIFEST, RESULTS, NOTEBOOK = "manifest.json", "results.json", "run.ipynb"
 HASHES = {RESULTS: "results_sha256", NOTEBOOK: "run_sha256"}  # which key of the manifest has a file's hash
 OWN = "manifest_sha256"  # and of all else in it
 BAR = ".bar.json"  # in a run's folder: the progress bar that moves
+OWNER = ".grid.json"  # in a grid's folder: where the grid file is, from there
 CURRENT = ".current.json"  # in a grid's folder: the ids of the runs that the grid file names now
 STATUSES = frozenset(["done", "failed", "killed", "interrupted", "running"])
 
@@ -204,9 +205,11 @@ def used_checkpoint(folder: Path, fingerprint: str) -> None:
     folder, store = Path(folder).resolve(), store_root().resolve()
     name = folder.relative_to(store).as_posix() if folder.is_relative_to(store) else folder.name
     entry = {"name": name, "fingerprint": str(fingerprint)}
-    known = read_json(RunFolder(run).checkpoints_file, [])
-    if entry not in known:
-        write_json(RunFolder(run).checkpoints_file, [*known, entry])
+    file = RunFolder(run).checkpoints_file
+    with locked(file.with_name(".checkpoints.lock"), "notes a checkpoint"):  # threads and processes of the notebook
+        known = read_json(file, [])
+        if entry not in known:
+            write_json(file, [*known, entry])
 
 
 def sha256_of(path: Path) -> str | None:

@@ -96,6 +96,23 @@ def test_what_is_swept_is_what_nobody_writes_any_more(tmp_path):
     assert set(tmp_path.iterdir()) == {alive, theirs, young, other}
 
 
+def test_a_container_of_the_same_name_is_elsewhere(tmp_path, monkeypatch):
+    """Its processes cannot be seen from here, and theirs there not."""
+    theirs = named(tmp_path / "a.u8", disk._host(), gone_process())
+    theirs.write_text("half")
+    os.utime(theirs, (0, time.time() - 2 * disk.HERE))
+    disk._processes.cache_clear()
+    monkeypatch.setattr(os, "readlink", lambda path: "pid:[1]")
+    try:
+        sweep(tmp_path / "a.u8")
+    finally:
+        disk._processes.cache_clear()
+    assert theirs.exists()
+    monkeypatch.undo()
+    sweep(tmp_path / "a.u8")
+    assert not theirs.exists()
+
+
 def add_one(file, lock, times):
     for _ in range(times):
         with locked(lock, "counts"):

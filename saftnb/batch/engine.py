@@ -14,7 +14,6 @@ from saftnb.batch.kept import take
 from saftnb.batch.local import Local
 from saftnb.batch.plan import LATER, Plan, Step, plan
 from saftnb.batch.run import Elsewhere, Stopped
-from saftnb.run_folder import CURRENT, write_json
 
 PAUSE = 0.5  # seconds between two looks at what runs
 OVER = ("done", "left out")
@@ -78,8 +77,7 @@ def run_grid(
     engine = engine or open_engine(grid.engine, jobs or grid.jobs, address)
     try:
         engine.check([step.run for step in planned.steps if step.executes])
-        grid.folder.mkdir(parents=True, exist_ok=True)
-        write_json(grid.folder / CURRENT, [run.id for run in grid.runs])
+        grid.claim()
         with display or Lines(say) as shown:
             head = f"grid {grid.name}: {_plural(len(grid.runs))}"
             about = planned.estimate(engine.width)

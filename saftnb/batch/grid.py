@@ -25,6 +25,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,7 @@ from typing import Any
 from saftnb.batch.notebooks import Notebook, NotebookError, find_notebook
 from saftnb.batch.parameters import coerce
 from saftnb.batch.source import GridError, GridFile, Place
-from saftnb.run_folder import RunFolder
+from saftnb.run_folder import CURRENT, OWNER, RunFolder, read_json, write_json
 
 __all__ = ["Grid", "GridError", "Run", "load_grid"]
 
@@ -108,6 +109,7 @@ class Grid:
 
     name: str
     runs: tuple[Run, ...]
+    file: Path
     jobs: int | None = None
     engine: str = "local"
     kept: Path | None = None
@@ -116,6 +118,23 @@ class Grid:
     def folder(self) -> Path:
         """Where the folders of its runs are."""
         return self.runs[0].folder.path.parent
+
+    def claim(self) -> None:
+        """Note in the folder whose it is, and the ids of the runs that the grid file names now."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / OWNER, os.path.relpath(self.file, self.folder))
+        write_json(self.folder / CURRENT, [run.id for run in self.runs])
+
+    def check_owner(self) -> None:
+        """GridError where another grid file, which is still there, has its runs in the folder: one's runs would take
+        the places of the other's."""
+        try:
+            said = read_json(self.folder / OWNER)
+        except ValueError:
+            said = None
+        owner = Path(os.path.normpath(self.folder / said)) if isinstance(said, str) else self.file
+        if owner.is_file() and not owner.samefile(self.file):
+            raise GridError(f"{self.folder} has the runs of {owner}; give this grid another name, or another --runs")
 
 
 def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
@@ -156,7 +175,7 @@ def load_grid(file: Path | str, runs: Path | str = "runs") -> Grid:
     ]
     _check_distinct(source, made)
     list_of_kept = (source.path.parent / kept).resolve() if kept else None
-    return Grid(name, tuple(_ordered(source, entries, made)), jobs, engine, list_of_kept)
+    return Grid(name, tuple(_ordered(source, entries, made)), source.path.absolute(), jobs, engine, list_of_kept)
 
 
 def _numbers(source: GridFile, place: Place, given: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

@@ -93,8 +93,9 @@ def plan(
     ``force`` runs everything again, ``fresh`` what was taken from the list of kept runs. ``only`` are patterns (as of
     file names) for notebooks and run ids: what they match, and what that comes after. ``retry_failed``: what failed,
     was killed, interrupted or cut off, what waited for it, and what it comes after. Raises GridError where a pattern
-    matches nothing.
+    matches nothing, or the folder is another grid's.
     """
+    grid.check_owner()
     library, here = library_sha256(), {run.id: run.folder for run in grid.runs}
     before = {run.id: run.after for run in grid.runs}
     behind: dict[str, list[str]] = {run_id: [] for run_id in before}

@@ -29,7 +29,7 @@ from saftnb.batch.grid import Run
 from saftnb.batch.manifest import SCHEMA, environment, library_sha256, reason_to_run, results_before
 from saftnb.disk import remove_lock, same_file
 from saftnb.paths import store_root
-from saftnb.run_folder import read_json, write_json
+from saftnb.run_folder import RESULTS, read_json, write_json
 from saftnb.scrub import one_line
 
 THREAD_VARIABLES = (
@@ -254,8 +254,11 @@ def _environment(run: Run, threads: int | None, gpus: Sequence[str] | None) -> d
 def _finish(run: Run, manifest: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
     """Complete the manifest, as the last thing that is written."""
     folder = run.folder
-    if outcome["status"] == "done" and not folder.results_file.exists():
-        write_json(folder.results_file, {})
+    if outcome["status"] == "done":
+        if not folder.results_file.exists():
+            write_json(folder.results_file, {})
+        if not _is_object(folder.results_file):
+            outcome = {**outcome, "status": "failed", "reason": f"{RESULTS} is no JSON object: the notebook wrote it"}
     checkpoints = read_json(folder.checkpoints_file, [])
     for file in (folder.outcome_file, folder.progress_file, folder.bar_file, folder.checkpoints_file):
         file.unlink(missing_ok=True)
@@ -271,6 +274,13 @@ def _finish(run: Run, manifest: dict[str, Any], outcome: dict[str, Any]) -> dict
     if manifest["status"] == "done":
         folder.forget_previous()
     return manifest
+
+
+def _is_object(file: Path) -> bool:
+    try:
+        return isinstance(read_json(file), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _now() -> str:

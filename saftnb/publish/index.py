@@ -1,5 +1,6 @@
 """A folder of runs as a folder of pages: the headline first, then every run, failed ones too."""
 
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +40,12 @@ class Entry:
 
     @property
     def file(self) -> str:
-        return f"{self.run.name}.html"
+        return f"{self.run.name}.html" if self.run.name != "index" else "index-run.html"
+
+    @property
+    def address(self) -> str:
+        """The page's, for a link: a folder's name need not be text."""
+        return quote(os.fsencode(self.file))
 
     @property
     def title(self) -> str:
@@ -52,7 +58,7 @@ class Entry:
     @property
     def link(self) -> str:
         """The title as a link to the page, or plain where there is none."""
-        return f'<a href="{quote(self.file)}">{self.title_html}</a>' if self.page else self.title_html
+        return f'<a href="{self.address}">{self.title_html}</a>' if self.page else self.title_html
 
     @property
     def reason(self) -> str:
@@ -136,7 +142,7 @@ def _index_page(entries: list[Entry], name: str, clean: Scrub) -> str:
         f"{_count(notebooks, 'notebook')}, {done} done"
     )
     if bad:
-        counts += f', <a class="bad" href="#{quote(bad[0].run.name)}">{len(bad)} not done</a>'
+        counts += f', <a class="bad" href="#{quote(os.fsencode(bad[0].run.name))}">{len(bad)} not done</a>'
     lead = f'<p class="lead">{SUBJECT}.</p><p class="counts">{counts}.</p>'
     header = f"<header><h1>{QUESTION}</h1>{lead}</header>"
     headlines = "".join(_headline(list(group), clean) for _, group in _by_notebook(entries))
@@ -184,7 +190,7 @@ def _table(entry: Entry, clean: Scrub) -> str:
 def _variant(entry: Entry, clean: Scrub) -> str:
     """What sets a run of a sweep apart, as a link to its page."""
     words = _pairs(entry.run.overrides, value_text, clean) or "default parameters"
-    return f'<a href="{quote(entry.file)}">{words}</a>' if entry.page else words
+    return f'<a href="{entry.address}">{words}</a>' if entry.page else words
 
 
 def _all_runs(entries: list[Entry], clean: Scrub) -> str:
@@ -217,7 +223,7 @@ def _table_of_sweep(entries: list[Entry], clean: Scrub) -> str:
         run = entry.run
         values = [run.overrides.get(name) for name in differ] or [run.name]
         first = escape(clean(value_text(values[0])))
-        first = f'<a href="{quote(entry.file)}">{first}</a>' if entry.page else first
+        first = f'<a href="{entry.address}">{first}</a>' if entry.page else first
         cells = [_named(first, None if values[0] is None else clean(str(values[0])))] + [
             _cell(value, value_text, clean) for value in values[1:]
         ]

@@ -1,6 +1,5 @@
 """The outputs of code cells, each as its kind and what is shown of it."""
 
-import base64
 import json
 import re
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 from nbformat.v4 import new_output
 
+from saftnb.publish import svg
 from saftnb.publish.prose import render_markdown
 from saftnb.publish.sanitise import attribute, clean_html, ends, text_of
 from saftnb.publish.scrub import plain, shorten, without_progress
@@ -41,10 +41,12 @@ def read_outputs(notebook: Any, resources: dict[str, Any]) -> tuple[Any, dict[st
         shown, pictures = [], 0
         for output in _few(cell.outputs):
             data = output.get("data", {})
-            kind = next((kind for kind in PICTURES if 0 < len(data.get(kind, "")) < LARGEST_PICTURE), None)
-            if kind:
+            kind = next((kind for kind in PICTURES if 0 < len(data.get(kind, "")) < LARGEST_PICTURE), "")
+            content = svg.encoded(str(data[kind]), clean) if kind == "image/svg+xml" else data.get(kind)
+            if content:
                 words = f"Figure {len(figures) + 1}: {cell.metadata.heading or resources['title']}. {seen}"
-                figures.append(_picture(output, kind, clean(_own_alt(cell, pictures) or words.strip()[:400]), clean))
+                alt = clean(_own_alt(cell, pictures) or words.strip()[:400])
+                figures.append(_picture(str(content), kind, alt, output.metadata.get(kind)))
                 tagged += figures[-1:] * ("headline-figure" in cell.metadata.get("tags", []))
                 shown.append(("picture", figures[-1]))
                 pictures += 1
@@ -112,12 +114,8 @@ def _own_alt(cell: Any, nth: int) -> str:
     return str(own) if not isinstance(own, list) else str(own[nth]) if nth < len(own) else ""
 
 
-def _picture(output: Any, kind: str, alt: str, clean: Scrub) -> Markup:
-    content = str(output.data[kind])
-    if kind == "image/svg+xml":
-        # Inside <img> an SVG can neither run scripts nor load anything.
-        content = base64.b64encode(clean(content).encode("utf-8", "replace")).decode()
-    shown = output.metadata.get(kind, {})
+def _picture(content: str, kind: str, alt: str, shown: Any) -> Markup:
+    """A picture in base64; `shown` may say its width and height."""
     sides = [side for side in ("width", "height") if isinstance(shown, dict) and isinstance(shown.get(side), int)]
     size = "".join(f' {side}="{shown[side]}"' for side in sides)
     content = re.sub(r"[^A-Za-z0-9+/=]", "", content)

@@ -26,6 +26,7 @@ GENERATOR = '<meta name="generator" content="saftnb report">'
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 SWITCH = '<label class="switch"><input type="checkbox" id="show-code"> Show code</label>'
 TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
+ESCAPE = re.compile(r"\\(?:u00([0-7][0-9a-fA-F])|/)")
 HIDDEN_TAGS = {"no-report", "papermill-error-cell-tag"}
 
 
@@ -97,9 +98,10 @@ def read_page(path: Path, *, code: bool = True, changed: bool = False) -> Page:
 
 
 def discreet(text: str, roots: Iterable[Path] = ()) -> str:
-    """`scrub`, also where an encoding of HTML or of URLs hides what must not be told: the text is then decoded."""
+    """`scrub`, also where an encoding of HTML, of URLs or of JSON hides what must not be told: the text is then
+    decoded."""
     text = scrub(text, roots)
-    for decode in (unescape, unquote):
+    for decode in (unescape, unquote, _without_escapes):
         decoded = text
         for _ in range(3):  # encoded twice, it is still easy to read
             before, decoded = decoded, decode(decoded)
@@ -109,6 +111,11 @@ def discreet(text: str, roots: Iterable[Path] = ()) -> str:
                 text = known
                 break
     return text
+
+
+def _without_escapes(text: str) -> str:
+    """Text without the escapes of JSON that a path may be written with."""
+    return ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else "/", text)
 
 
 @cache

@@ -23,7 +23,9 @@ WHAT_WE_SEE = re.compile(r"[\s*_#>]*what (?:do )?we see\b[\s*_:.?]*", re.IGNOREC
 HEADING = re.compile(r"<h([1-6])[^>]*>(.*?)</h\1>", re.DOTALL)
 MATHS = re.compile(r"<math\b.*?</math>", re.DOTALL)
 DRAWING = re.compile(r"(?:\.\./)?drawings/[\w\-]+\.svg")  # the project's own, beside its notebooks
+SPACES = re.compile(r"([ \t]{100})[ \t]+")  # the parser takes the square of their number
 LONGEST = 20_000  # characters of one cell that are read as markdown
+LONGEST_TITLE = 200  # characters
 IMAGE_TYPES = ("image/svg+xml", "image/png", "image/jpeg", "image/gif", "image/webp")
 
 
@@ -64,7 +66,7 @@ def render_markdown(
 ) -> Markup:
     """Safe HTML of a markdown text without what `clean` takes out; `attachments` as in a notebook cell; `places` are
     folders that may hold a folder `drawings`, whose SVGs are put into the page as pictures."""
-    html, source = "", clean(source)  # before its signs become markup: a secret may hold some
+    html, source = "", SPACES.sub(r"\1", clean(source))  # before its signs become markup: a secret may hold some
     if len(source) <= LONGEST:
         html = clean_html(MarkdownWithMath(renderer=_Renderer(attachments or {}, places)).render(source), clean)
     return Markup(html or (f"<pre>{escape(ends(source, LONGEST))}</pre>" if source.strip() else ""))
@@ -89,8 +91,9 @@ def read_prose(notebook: Any, resources: dict[str, Any]) -> tuple[Any, dict[str,
             inside = re.sub(r"</?a\b[^>]*>| style=\"[^\"]*\"", "", found[2])
             # A heading may hold blocks, another heading too: cut there, it would open what it does not close.
             plain = not TAG.search(INLINE.sub("", MATHS.sub("", inside))) and "<mpadded" not in inside
-            resources["title_html"] = inside if plain else escape(text_of(inside))
-            resources["title"] = text_of(found[2])
+            words = text_of(found[2])
+            resources["title"] = words if len(words) <= LONGEST_TITLE else f"{words[:LONGEST_TITLE]} …"
+            resources["title_html"] = inside if plain and words == resources["title"] else escape(resources["title"])
             html = html.replace(found[0], "", 1)
         if resources["title_html"] and not resources["claim"] and (claim := re.search(r"<p>.*?</p>", html, re.DOTALL)):
             resources["claim"] = clean_html(claim[0])  # a formula's text may hold a paragraph: closes it

@@ -14,7 +14,7 @@ import nh3
 from bs4 import BeautifulSoup, Tag
 from markupsafe import Markup
 
-from saftnb.publish import maths
+from saftnb.publish import maths, svg
 
 # fmt: off
 # Without what lays out a page, and what turns text around
@@ -98,11 +98,9 @@ def clean_html(html: str, clean: Callable[[str], str] = str) -> Markup:
 def _drawing(found: re.Match[str], clean: Callable[[str], str]) -> str:
     """The URL of an SVG without what `clean` takes out of its text, which base64 hides."""
     try:
-        text = base64.b64decode(found[2]).decode("utf-8", "replace")
+        return found[1] + (svg.encoded(base64.b64decode(found[2]).decode("utf-8", "replace"), clean) or "")
     except ValueError:
         return found[1]
-    known = clean(text)
-    return found[0] if known == text else found[1] + base64.b64encode(known.encode()).decode()
 
 
 def _without_scripts(html: str) -> str:

@@ -184,6 +184,12 @@ def test_a_result_that_overflows_leaves_no_folder(desk, capsys):
     assert not [path for path in desk.iterdir() if path.name.startswith(".")]
 
 
+def test_the_home_of_nobody_is_no_store(desk, capsys, monkeypatch):
+    monkeypatch.setenv("SAFTNB_STORE", "~nobody-of-that-name/store")
+    line = "saftnb: ~nobody-of-that-name/store: SAFTNB_STORE names no user's home"
+    assert called(["doctor"], capsys) == (2, [line])
+
+
 @pytest.mark.parametrize("number", [11, 36])
 def test_a_process_of_its_own_says_the_same(desk, number):
     words, line = COMMANDS[number]

@@ -165,6 +165,9 @@ def test_where_the_store_is(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert store_root() == desk / "store"
     monkeypatch.setenv("SAFTNB_STORE", "here")
     assert store_root() == desk / "here"
+    monkeypatch.setenv("SAFTNB_STORE", "~nobody-of-that-name/store")
+    with pytest.raises(NotADirectoryError, match="SAFTNB_STORE names no user's home"):
+        store_root()
     monkeypatch.setenv("SAFTNB_STORE", "")
     assert store_root() == project_root() / "runs" / "store"  # whatever the current folder
     assert (project_root() / "pyproject.toml").exists()
@@ -178,6 +181,14 @@ def test_what_threads_record_at_once_is_all_there(tmp_path, monkeypatch):
         list(pool.map(lambda number: record(**{f"value{number}": number}), range(16)))
     assert read_json(tmp_path / "results.json") == {f"value{number}": number for number in range(16)}
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_what_threads_note_at_once_is_all_there(folder, desk):
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: used_checkpoint(desk / "store" / f"c{number}", "f"), range(16)))
+    noted = read_json(folder / ".checkpoints.json")
+    assert sorted(entry["name"] for entry in noted) == sorted(f"c{number}" for number in range(16))
+    assert not (folder / ".checkpoints.lock").exists()
 
 
 def test_keys_that_would_become_one_are_refused():

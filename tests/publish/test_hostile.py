@@ -1,6 +1,7 @@
 """Hostile and huge notebooks: nothing runs, nothing leaks, and the page stays small."""
 
 import base64
+import json
 import re
 from html import escape, unescape
 from pathlib import Path
@@ -130,6 +131,11 @@ def test_a_picture_in_the_bundle_is_shown_instead_of_a_line(shown, png):
     assert "interactive" not in html
 
 
+def json_escaped(text: str) -> str:
+    """As PHP and others write JSON."""
+    return json.dumps(text)[1:-1].replace("/", "\\/")
+
+
 def small(text: str) -> str:
     """URL-encoded, with small letters in the codes."""
     return re.sub("%..", lambda code: code[0].lower(), quote(text))
@@ -145,8 +151,8 @@ def secret(monkeypatch) -> str:
     return SECRET
 
 
-@pytest.mark.parametrize("write", [str, escape, quote, lambda s: quote(s, safe=""), small],
-                         ids=["plain", "html", "url", "url, all", "url, small"])  # fmt: skip
+@pytest.mark.parametrize("write", [str, escape, quote, lambda s: quote(s, safe=""), small, json_escaped],
+                         ids=["plain", "html", "url", "url, all", "url, small", "json"])  # fmt: skip
 def test_no_form_of_a_secret_is_told(page, png, secret, write):
     told = f"{write(secret)} ~ {write('/home/alice/x')} ~ {write('gpu-node-17')}"
     colours = told[:5] + "\x1b[31m" + told[5:7] + "\x1b[0m" + told[7:]
@@ -175,7 +181,14 @@ def test_no_form_of_a_secret_is_told(page, png, secret, write):
     shown = html + "".join(base64.b64decode(picture).decode() for picture in pictures)
     tagless = re.sub("<[^>]*>", "", html)
     for form in (shown, unescape(shown), unescape(unescape(shown)), unescape(tagless)):
-        for hidden in (secret, escape(secret), quote(secret), quote(secret, safe=""), small(secret)):
+        for hidden in (
+            secret,
+            escape(secret),
+            quote(secret),
+            quote(secret, safe=""),
+            small(secret),
+            json_escaped(secret),
+        ):
             assert hidden not in form
         assert "alice" not in form
         assert "gpu-node-17" not in form
@@ -223,6 +236,19 @@ def large(kind: str, png: str) -> list:
         ]
     if kind == "outputs":
         return [new_code_cell("x", outputs=[new_output("stream", text=f"output {i}.") for i in range(1_000)])]
+    if kind == "drawing":
+        uses = [f"<use href='#a{i + 1}'/>" * 10 for i in range(9)]
+        nest = "".join(f"<g id='a{i}'>{inner}</g>" for i, inner in enumerate(uses))
+        drawing = f"<svg xmlns='http://www.w3.org/2000/svg'>{nest}<g id='a9'><rect/></g></svg>"
+        url = f"data:image/svg+xml;base64,{base64.b64encode(drawing.encode()).decode()}"
+        datas = ({"image/svg+xml": drawing}, {"text/html": f'<img alt="x" src="{url}">'})
+        return [new_code_cell("x", outputs=[new_output("display_data", data=data) for data in datas])]
+    if kind == "lines":
+        return [new_code_cell("x", outputs=[new_output("stream", name="stdout", text="a" + "\n" * 5_000_000 + "b")])]
+    if kind == "spaces":
+        return [new_markdown_cell("a" + " " * 19_000 + "b")]
+    if kind == "title":
+        return [new_markdown_cell("# " + "Very " * 3_000)]
     if kind == "prose":
         return [new_markdown_cell("**word** " * 5_000), new_code_cell("a = 1\n" * 200_000)]
     figure = new_output(
@@ -241,6 +267,10 @@ def large(kind: str, png: str) -> list:
         ("deep", r"x\s+a deep thing"),
         ("outputs", r"… 940 outputs left out …"),
         ("prose", r"\*\*word\*\* .*characters left out …"),
+        ("drawing", r"A picture is too large for this page"),
+        ("lines", r"… about 4,9\d\d,\d{3} characters left out …"),
+        ("spaces", r"a {1,100}b"),
+        ("title", ""),
         ("figures", r"From here on, \d{3} outputs and texts are left out"),
     ],
 )
@@ -250,6 +280,18 @@ def test_a_page_stays_small_and_says_what_is_left_out(page, png, kind, told):
     assert len(html) < 21e6
     assert html.count("<") < 100_000
     assert kind == "figures" or len(html) < 1_000_000
+    assert len(max(re.findall(r"<(?:title|h1)[^>]*>(.*?)</", html))) < 250
+    assert "svg+xml" not in html
+
+
+def test_a_drawing_of_many_marks_is_shown(shown):
+    """As matplotlib draws a scatter: one shape, named once and used for each point."""
+    points = "".join(f"<use xlink:href='#m' x='{i}' clip-path='url(#c)'/>" for i in range(20_000))
+    drawing = (
+        "<svg xmlns='http://www.w3.org/2000/svg' xmlns:xlink='http://www.w3.org/1999/xlink'><defs>"
+        f"<path id='m'/><clipPath id='c'><rect/></clipPath></defs>{points}</svg>"
+    )
+    assert base64.b64encode(drawing.encode()).decode() in shown("display_data", data={"image/svg+xml": drawing})
 
 
 def test_of_a_very_long_text_no_half_of_a_secret_is_left(shown, secret):

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from unittest.mock import Mock
@@ -434,3 +435,14 @@ def test_a_claim_opens_nothing_that_it_does_not_close(add_run, runs, headline, t
     add_run("02_x-a", own_cells=[claim], results={"headline": headline})
     html = publish_runs(runs, tmp_path / "report").read_text()
     assert html.count("<mtext>") == html.count("</mtext>") == html.count("</math>") == 1
+
+
+def test_a_run_folder_may_have_any_name(runs, add_run, tmp_path):
+    add_run("index").rename(runs / "index")
+    add_run("a-1").rename(runs / os.fsdecode(b"a\xff-2"))
+    html = publish_runs(runs, tmp_path / "out").read_text()
+    assert 'href="index-run.html"' in html
+    assert 'href="a%FF-2.html"' in html
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "index.html", "index-run.html", os.fsdecode(b"a\xff-2.html"),
+    }  # fmt: skip
