@@ -1,6 +1,6 @@
 """A grid file becomes a validated list of runs.
 
-    name: pocket                                  # default: the file's stem
+    name: pocket                                  # of its folder of runs, its own; default: the file's stem
     defaults: {suite: pocket}                     # for the notebooks that declare these parameters
     engine: local                                 # or ray, see `saftnb.batch.cluster`
     jobs: 2                                       # runs at a time; default: as many as there are GPUs, else 1
