@@ -62,7 +62,8 @@ def lab(tmp_path: Path) -> Iterator[str]:
     books, own = tmp_path / "books", tmp_path / "own"
     books.mkdir()
     path = NOTEBOOKS / f"{FIRST}.ipynb"
-    copy = papermill.execute_notebook(path, books / path.name, SIZES[FIRST], prepare_only=True, progress_bar=False)
+    small = SIZES[FIRST] | {"steps": 10}
+    copy = papermill.execute_notebook(path, books / path.name, small, prepare_only=True, progress_bar=False)
     for cell in copy.cells:
         if cell.cell_type == "code":
             cell.update(outputs=[], execution_count=None)
@@ -135,11 +136,12 @@ def test_papermill_describes_every_parameter(path: Path) -> None:
 
 
 def test_papermill_by_hand_from_another_folder(tmp_path: Path) -> None:
-    """Values given by -p, a store of its own, and of the training bars one line each."""
+    """Values given by -p and -y, a store of its own, and of the training bars one line each."""
     command = [str(BIN / "papermill"), str(NOTEBOOKS / f"{FIRST}.ipynb"), "out.ipynb"]
-    values = {"suite": "thimble", "task": "patterns", "random_directions": "2", "line_pictures": "100"}
+    values = {"suite": "thimble", "task": "patterns", "random_directions": "2", "line_pictures": "100", "steps": "2"}
     for name, value in values.items():
         command += ["-p", name, value]
+    command += ["-y", "more_seeds: [1]"]
     environment = os.environ | {"SAFTNB_STORE": str(tmp_path / "store"), "PYTHONPATH": str(ROOT)}
     shown = subprocess.run(
         [*command, "--log-output", "--no-progress-bar"], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -1,10 +1,9 @@
-"""What sentence pairs give away without fine-tuning: bag of words, and the frozen language model."""
+"""What sentence pairs give away without fine-tuning: bag of words, and the frozen language model.
+
+scikit-learn, which takes seconds to import, is imported where it is used.
+"""
 
 import torch
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from saftnb.backbones import resolve_device
 from saftnb.suites import PairSplit, PairSuite, PairTask
@@ -16,6 +15,9 @@ def bag_of_words_accuracy(task: PairTask, pairs: int | None = None) -> float:
     Args:
         pairs: the first so many training pairs, in place of all.
     """
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
 
     def texts(split: PairSplit) -> list[str]:
         sides = (split.premises, split.hypotheses)
@@ -32,6 +34,10 @@ def bag_of_words_accuracy(task: PairTask, pairs: int | None = None) -> float:
 @torch.no_grad()
 def frozen_accuracy(suite: PairSuite, task: str, pairs: int | None = None, *, device: str = "auto") -> float:
     """Test accuracy of a logistic regression on what the frozen model makes of a pair (its pooled state), 0 to 1."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     where, tower = resolve_device(device), suite.tower()
     tower.to(where)
 

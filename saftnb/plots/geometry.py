@@ -6,11 +6,10 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn  # noqa: F401, it brings the colour map mako
 from matplotlib.figure import Figure
 
 from saftnb.evaluate import seed_interval
-from saftnb.plots.style import INK, LABELS, QUIET, colour_of, marker_of
+from saftnb.plots.style import INK, LABELS, QUIET, colour_of, mako, marker_of
 
 
 def disentanglement_maps(frame: pd.DataFrame, side: float = 1.0) -> Figure:
@@ -30,9 +29,7 @@ def disentanglement_maps(frame: pd.DataFrame, side: float = 1.0) -> Figure:
         for axis, recipe in zip(line, recipes, strict=True):
             part = frame[(frame["pair"] == pair) & (frame["recipe"] == recipe)]
             table = part.groupby(["alpha_2", "alpha_1"])["xi"].mean().unstack("alpha_1")
-            mesh = axis.pcolormesh(
-                table.columns, table.index, table, vmin=0, vmax=top, cmap="mako_r", shading="nearest"
-            )
+            mesh = axis.pcolormesh(table.columns, table.index, table, vmin=0, vmax=top, cmap=mako(), shading="nearest")
             look = {"fill": False, "color": "#e07b39"}
             axis.add_patch(plt.Rectangle((-side, -side), 2 * side, 2 * side, linestyle="--", lw=1.6, **look))
             axis.add_patch(plt.Rectangle((0, 0), side, side, lw=2.4, **look))
@@ -186,7 +183,7 @@ def alignment_heatmaps(frame: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     for axis, updates in zip(axes[0], kinds, strict=True):
         part = frame[frame["updates"] == updates]
         table = part.groupby(["task_1", "task_2"])["cka"].mean().unstack().reindex(index=tasks, columns=tasks)
-        mesh = axis.imshow(table.fillna(table.T), vmin=0, vmax=1, cmap="mako_r")
+        mesh = axis.imshow(table.fillna(table.T), vmin=0, vmax=1, cmap=mako())
         axis.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")
         axis.set_yticks(range(len(tasks)), tasks if axis is axes[0][0] else [])
         axis.set_title(updates)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -49,6 +48,8 @@ def merging_comparison(scores: pd.DataFrame, base: str = "sgd", sharp: str | Non
         base, sharp: the two recipes; models that one of them lacks are left out. Bars span the seeds. Without `sharp`
             the base alone, its accuracies by task on the right.
     """
+    import seaborn as sns  # takes seconds
+
     scores = scores.sort_index()
     if sharp is None:
         return _one_recipe(scores.xs(base, level="recipe"), base)
@@ -92,6 +93,8 @@ def merging_comparison(scores: pd.DataFrame, base: str = "sgd", sharp: str | Non
 
 
 def _one_recipe(scores: pd.DataFrame, recipe: str) -> Figure:
+    import seaborn as sns
+
     means = scores.groupby("model").mean()
     ends = [model for model in ("ensemble", "individual") if model in means.index]
     merged = means.drop(index=["zero-shot", *ends], errors="ignore").sort_values("mean")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -39,6 +40,13 @@ def colour_of(recipe: str) -> str:
 
 def marker_of(recipe: str) -> str:
     return MARKERS.get(recipe.partition("@")[0], "o")
+
+
+def mako() -> Colormap:
+    """Seaborn's colour map mako, from light to dark."""
+    import seaborn as sns  # takes seconds
+
+    return sns.color_palette("mako_r", as_cmap=True)
 
 
 def use_style() -> None:

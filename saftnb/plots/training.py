@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from saftnb.plots.style import INK, LABELS, QUIET, colour_of, marker_of
+from saftnb.plots.style import INK, LABELS, QUIET, colour_of, mako, marker_of
 
 
 def training_curves(frame: pd.DataFrame) -> Figure:
@@ -80,9 +80,7 @@ def loss_planes(grid: pd.DataFrame, marks: pd.DataFrame, scale: float | None = N
     for axis, recipe in zip(axes[0], recipes, strict=True):
         part = grid[grid["recipe"] == recipe]
         table = part.pivot(index="y", columns="x", values="loss")
-        drawn = axis.contourf(
-            table.columns, table.index, table, levels=levels, cmap="mako_r", norm="log", extend="both"
-        )
+        drawn = axis.contourf(table.columns, table.index, table, levels=levels, cmap=mako(), norm="log", extend="both")
         spots = marks[marks["recipe"] == recipe].set_index("name")[["x", "y"]]
         end = spots.drop(index=["θ0", "merged"]).sum()  # λ = 1
         axis.plot([0, end["x"]], [0, end["y"]], "--", color=INK, linewidth=1, scalex=False, scaley=False)

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from saftnb.batch import load_grid, run_grid
-from saftnb.batch.grid import GridError
+from saftnb.batch.grid import GridError, Resources
 from saftnb.run_folder import find_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
@@ -171,20 +172,20 @@ def test_resources_are_rays_business_and_a_run_sees_what_it_asked_for(
         assert (seen[1]["gpus"], seen[1]["threads"]) == ("0,1", "3")
         assert (seen[2]["gpus"], seen[2]["threads"]) == ("", "1")
         assert {value["store"] for value in seen.values()} == {os.environ["SAFTNB_STORE"]}
-        (desk / "grid.yaml").write_text("runs:\n- {notebook: sees, parameters: {seed: 3}, resources: {gpus: 3}}")
-        lines = ended(launch(desk, two_nodes.address), desk, 2)
-        assert lines == ["saftnb: grid.yaml:2: sees needs 1 cores, 3 GPUs, which no node has"]
     finally:
         two_nodes.remove_node(node)
 
 
-def test_a_node_that_does_not_see_the_folders_is_named(
+def test_what_no_node_has_and_a_node_that_does_not_see_the_folders_are_named(
     office: Path, two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = list(load_grid("grid.yaml").runs)
     engine = cluster.OnRay(two_nodes.address)
     try:
         engine.check(runs)
+        greedy = replace(runs[0], resources=Resources(gpus=3))
+        with pytest.raises(GridError, match=r"^grid\.yaml:1: slow needs 1 cores, 3 GPUs, which no node has$"):
+            engine.check([greedy])
         marks = cluster._marks
 
         def lost(folders):  # as on a node where the folder is another one

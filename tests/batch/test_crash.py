@@ -228,7 +228,7 @@ def test_a_full_disk(office: Office) -> None:
         [sys.executable, "-c", program.format(early=True)], cwd=office.desk, capture_output=True, text=True
     )
     assert early.returncode == 2
-    assert early.stderr == f"saftnb: {office.desk}/runs/grid/.current.json: File too large\n"
+    assert early.stderr == f"saftnb: {office.desk}/runs/grid/.grid.json: File too large\n"
     assert {path: path.read_bytes() for path in before} == before
     late = subprocess.run(
         [sys.executable, "-c", program.format(early=False)], cwd=office.desk, capture_output=True, text=True

@@ -32,6 +32,7 @@ import nbformat
 import psutil
 
 from saftnb.batch import load_grid, run_one
+from saftnb.run_folder import CURRENT, OWNER
 
 CELLS = (
     "from saftnb.batch import record\nrecord(started=number)",
@@ -212,7 +213,8 @@ def on_ray(folder: Path, dice: random.Random) -> Counter[str]:
 def leftovers(folder: Path, nodes: int) -> list[str]:
     """Temporary files and processes that outlived their grid; a machine without power leaves its folder of sockets."""
     time.sleep(3)  # what was killed a moment ago may still be on its way out
-    files = [path for path in (folder / "runs").rglob(".*") if path.is_file() and path.name != ".current.json"]
+    own = {CURRENT, OWNER}
+    files = [path for path in (folder / "runs").rglob(".*") if path.is_file() and path.name not in own]
     files += [path for path in (folder / "store").rglob("*") if ".partial" in path.parts and path.is_file()]
     files += sorted(path for path in (folder / "tmp").iterdir() if not path.name.startswith("ray"))[nodes:]
     found = [path.relative_to(folder).as_posix() for path in files]
