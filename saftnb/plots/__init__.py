@@ -22,7 +22,7 @@ from saftnb.plots.merging import (
     task_plane,
 )
 from saftnb.plots.spaces import EVERY_SPACE, effects, joint_task, knots_ablations, spaces_and_methods
-from saftnb.plots.style import COLOURS, LABELS, MARKERS, STYLE, pictures, use_style
+from saftnb.plots.style import COLOURS, LABELS, MARKERS, STYLE, mako, pictures, use_style
 from saftnb.plots.training import loss_planes, loss_slices, sharpness_by_task, training_curves
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "learning_curves",
     "loss_planes",
     "loss_slices",
+    "mako",
     "merging_comparison",
     "pictures",
     "recovered_shares",

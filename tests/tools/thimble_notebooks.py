@@ -154,7 +154,7 @@ SIZES = {
     "appendix/recipe_search": {
         "suite": "thimble",
         "tasks": ["digits"],
-        "recipes": ["sgd", "saft", "sgd-2x", "sgd-wd0", "sam", "asam-kwon", "lora"],
+        "steps": 5,
         "rates": [1e-3],
         "ft_rates": [1e-3],
         "lora_rates": [1e-3],
