@@ -15,15 +15,17 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from nbformat import NotebookNode
 from traitlets import default
 
 from saftnb.run_folder import RunFolder, write_json
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 # ipykernel's own launcher, but for a queue that loses nothing: by default ZeroMQ drops what a cell prints faster than
 # it is read, 1,000 pieces on, and with it the word that the cell has ended.
@@ -93,6 +95,8 @@ class _Kernel(AsyncKernelManager):
 
 def execute(parameters: dict[str, Any], cwd: str) -> dict[str, str]:
     """Run the notebook with these parameters; returns its ``status`` and, unless done, the ``reason``."""
+    # jsonschema would compile a grammar of IRIs, which no notebook has, for half of the time that a short run takes
+    sys.modules["rfc3987_syntax"] = None  # pyright: ignore[reportArgumentType]
     import papermill
     from nbclient.exceptions import DeadKernelError
 
@@ -134,7 +138,7 @@ def _settle(cell: Any, cell_index: int, execute_reply: Any) -> None:
     cell.outputs = coalesced(cell.outputs)
 
 
-def coalesced(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
+def coalesced(outputs: Sequence["NotebookNode"]) -> list["NotebookNode"]:
     """A cell's outputs with all text of a stream in the place of its first piece, stdout before stderr where they meet,
     and progress bars as their last state. nbclient's `coalesce_streams` takes time quadratic in a line's length."""
     pieces: dict[str, list[str]] = {}
