@@ -1,8 +1,9 @@
-"""The process in which one notebook runs: ``python -m saftnb.batch.execute``, started only by `run_one`.
+"""The process in which one notebook runs: ``python -m saftnb.batch.execute SOCKETS``, started only by `run_one`.
 
 It works in its current folder: ``run.ipynb`` is executed in place, and the outcome goes to
-``.outcome.json``. The first line of its standard input is the job. The pipe then stays open, and its end
-means that the launcher is gone, however it died: the kernel is killed and this process leaves.
+``.outcome.json``. SOCKETS is a folder for the kernel's sockets, which goes in the end. The first line of standard input
+is the job. The pipe then stays open, and its end means that the launcher is gone, however it died: the kernel is killed
+and this process leaves.
 """
 
 import json
@@ -219,8 +220,11 @@ def _follow_launcher(stdin: int) -> None:
 
 def main() -> None:
     """Read the job, run it, write the outcome."""
-    job = json.loads(sys.stdin.readline())
-    _Kernel.sockets = job.pop("sockets")
+    _Kernel.sockets = sys.argv[1]
+    line = sys.stdin.readline()
+    if not line:  # the launcher was killed before it could send the job
+        return _kill_kernels()
+    job = json.loads(line)
     threading.Thread(target=_follow_launcher, args=(sys.stdin.fileno(),), daemon=True).start()
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_is_true)

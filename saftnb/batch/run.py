@@ -138,7 +138,7 @@ def _execute(run: Run, threads: int | None, gpus: Sequence[str] | None, lock: in
         tempfile.TemporaryDirectory(prefix="saftnb-", ignore_cleanup_errors=True) as sockets,
     ):
         process = subprocess.Popen(
-            [sys.executable, "-m", "saftnb.batch.execute"],
+            [sys.executable, "-m", "saftnb.batch.execute", sockets],
             cwd=run.folder.path,
             env=_environment(run, threads, gpus),
             stdin=subprocess.PIPE,
@@ -150,7 +150,7 @@ def _execute(run: Run, threads: int | None, gpus: Sequence[str] | None, lock: in
         watch = _Watch(run, process.pid)
         try:
             cwd = str(run.notebook.path.parent)
-            _send(process.stdin, {"parameters": run.parameters, "cwd": cwd, "sockets": sockets})
+            _send(process.stdin, {"parameters": run.parameters, "cwd": cwd})
             while process.poll() is None and not stop.wait(0.1) and not watch.over():
                 pass
         finally:

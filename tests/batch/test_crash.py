@@ -279,3 +279,12 @@ def test_two_launchers_share_a_grid(office: Office) -> None:
     assert any(line.startswith("wait") for line in outputs[1])
     assert any("done meanwhile by another launcher" in line for lines in outputs for line in lines)
     assert all(run.done for run in find_runs(office.desk / "runs"))
+
+
+def test_a_launcher_that_is_killed_before_it_sends_the_job_leaves_no_folder(tmp_path: Path) -> None:
+    sockets = tmp_path / "sockets"
+    sockets.mkdir()
+    command = [sys.executable, "-m", "saftnb.batch.execute", str(sockets)]
+    done = subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not list(tmp_path.iterdir())
