@@ -2,8 +2,8 @@
 
 - Through sockets in a private folder. By default a kernel is given TCP ports that were free a moment before; with two
   workers another kernel takes one of them now and then, and then "Kernel died before replying to kernel_info".
-- One kernel for all notebooks of a worker, emptied between two of them: half of a small notebook's time goes by while
-  a new kernel imports torch. `make test` runs every notebook once more, each in a kernel of its own, on the stand-ins.
+- One kernel for all notebooks of a worker, emptied between two of them: much of a small notebook's time goes by while a
+  new kernel imports torch. On the stand-ins `make test` runs every notebook that has a suite in a kernel of its own.
 """
 
 import os
