@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, requires
 # Packages whose module is called otherwise
 _MODULES = {
     "open_clip_torch": "open_clip", "pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml",
-    "beautifulsoup4": "bs4", "nvidia-ml-py": "pynvml",
+    "nvidia-ml-py": "pynvml",
 }  # fmt: skip
 _BROUGHT = {"transformers": "full"}  # by a package of an extra
 

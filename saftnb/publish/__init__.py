@@ -2,6 +2,5 @@
 
 from saftnb.publish.index import publish_runs
 from saftnb.publish.live import LiveReport
-from saftnb.publish.page import publish_notebook
 
-__all__ = ["LiveReport", "publish_notebook", "publish_runs"]
+__all__ = ["LiveReport", "publish_runs"]

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from saftnb.disk import restore, whole_folder
-from saftnb.publish.page import GENERATOR
+
+GENERATOR = b'<meta name="generator" content="saftnb report">'  # in the template of all pages
 
 
 @contextmanager
@@ -39,4 +40,4 @@ def _is_page(entry: Path) -> bool:
     if not entry.is_file() or entry.is_symlink() or entry.suffix != ".html":
         return False
     with entry.open("rb") as file:
-        return GENERATOR.encode() in file.read(2000)
+        return GENERATOR in file.read(2000)

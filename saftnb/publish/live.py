@@ -1,7 +1,7 @@
 """A report that grows while its grid runs: written again after each run that has ended."""
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from saftnb.publish.folder import refuse_foreign
@@ -22,33 +22,23 @@ class LiveReport:
     def __init__(self, runs: Path, out: Path, say: Callable[[str], None] = print) -> None:
         refuse_foreign(out)
         self.runs, self.out, self.say = runs, out, say
-        self.lock, self.due, self.thread, self.told = threading.Lock(), False, None, False
+        self.writer, self.last, self.told = ThreadPoolExecutor(1), Future[None](), False
+        self.last.set_result(None)
 
     def __call__(self) -> None:
-        with self.lock:
-            self.due = True
-            if self.thread is None:
-                self.thread = threading.Thread(target=self._write_while_due)  # waited for at exit
-                self.thread.start()
+        if self.last.running() or self.last.done():  # else one waits, which will see this run, too
+            self.last = self.writer.submit(self._grow)
 
     def close(self) -> Path | None:
         """Wait for what is being written, and write once more; returns the index, or None where that fails."""
-        thread = self.thread
-        if thread is not None:
-            thread.join()
+        self.writer.shutdown()
         return self._write()
 
-    def _write_while_due(self) -> None:
-        while True:
-            with self.lock:
-                if not self.due:
-                    self.thread = None
-                    return
-                self.due = False
-            index = self._write()
-            if index is not None and not self.told:
-                self.told = True
-                self.say(f"report   {index} stands, and grows with each run")
+    def _grow(self) -> None:
+        index = self._write()
+        if index is not None and not self.told:
+            self.told = True
+            self.say(f"report   {index} stands, and grows with each run")
 
     def _write(self) -> Path | None:
         try:

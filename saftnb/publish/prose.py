@@ -1,4 +1,4 @@
-"""Markdown cells as safe HTML with MathML: nbconvert's parser, latex2mathml for the formulas, the sanitiser last."""
+"""Markdown cells as safe HTML with MathML: nbconvert's parser, math-core for the formulas, the sanitiser last."""
 
 import base64
 import re
@@ -12,20 +12,17 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
 from saftnb.publish.maths import to_mathml
-from saftnb.publish.sanitise import INLINE, TAG, attribute, clean_html, ends, text_of
+from saftnb.publish.sanitise import clean_html, text_of, words_of
+from saftnb.publish.text import readable
 
 COMMITTED = "committed-results"  # tags words on the results of the notebook's default parameters
-OTHER_PARAMETERS = Markup(
-    "<p>The notebook’s own words on results are for its default parameters. This run has others, so they are left out "
-    "here.</p>"
-)
+OTHER_PARAMETERS = "The notebook’s words on results are for its default parameters, and left out: this run has others."
 WHAT_WE_SEE = re.compile(r"[\s*_#>]*what (?:do )?we see\b[\s*_:.?]*", re.IGNORECASE)
 HEADING = re.compile(r"<h([1-6])[^>]*>(.*?)</h\1>", re.DOTALL)
-MATHS = re.compile(r"<math\b.*?</math>", re.DOTALL)
+CLAIM = re.compile(r"<p>.*?</p>", re.DOTALL)
 DRAWING = re.compile(r"(?:\.\./)?drawings/[\w\-]+\.svg")  # the project's own, beside its notebooks
 SPACES = re.compile(r"([ \t]{100})[ \t]+")  # the parser takes the square of their number
-LONGEST = 20_000  # characters of one cell that are read as markdown
-LONGEST_TITLE = 200  # characters
+LONGEST, LONGEST_TITLE = 20_000, 200  # characters of one cell that are read as markdown, and of a title
 IMAGE_TYPES = ("image/svg+xml", "image/png", "image/jpeg", "image/gif", "image/webp")
 
 
@@ -47,15 +44,14 @@ class _Renderer(IPythonRenderer):
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
         bundle = self.attachments.get(url.removeprefix("attachment:"), {})
-        for kind in IMAGE_TYPES:
-            if kind in bundle:
-                url = f"data:{kind};base64,{bundle[kind]}"
         drawn = [place / url for place in self.places if DRAWING.fullmatch(url) and (place / url).is_file()]
         if drawn:
-            url = f"data:image/svg+xml;base64,{base64.b64encode(drawn[0].read_bytes()).decode()}"
+            bundle = {"image/svg+xml": base64.b64encode(drawn[0].read_bytes()).decode()}
+        kind = next((kind for kind in IMAGE_TYPES if kind in bundle), "")
+        url = f"data:{kind};base64,{bundle[kind]}" if kind else url
         if not url.startswith("data:image/"):
             return f"<em>[picture outside the notebook: {escape(text_of(text))}]</em>"
-        return f'<img src="{attribute(url)}" alt="{attribute(text_of(text))}">'
+        return f'<img src="{escape(url)}" alt="{escape(text_of(text))}">'
 
     def block_mermaidjs(self, code: str) -> str:
         return self.block_code(code)  # drawing it would take a script
@@ -69,39 +65,35 @@ def render_markdown(
     html, source = "", SPACES.sub(r"\1", clean(source))  # before its signs become markup: a secret may hold some
     if len(source) <= LONGEST:
         html = clean_html(MarkdownWithMath(renderer=_Renderer(attachments or {}, places)).render(source), clean)
-    return Markup(html or (f"<pre>{escape(ends(source, LONGEST))}</pre>" if source.strip() else ""))
+    return Markup(html or (f"<pre>{escape(readable(source, clean))}</pre>" if source.strip() else ""))
 
 
 def read_prose(notebook: Any, resources: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A preprocessor: markdown cells become safe HTML, and code cells get the heading that they stand under; title and
-    claim go into `resources`."""
-    heading, told = "", False
+    """A preprocessor: every cell gets `parts` for the template, and code cells the heading that they stand under; title
+    and claim go into `resources`."""
+    heading, told, clean = "", False, resources["clean"]
     for cell in notebook.cells:
         known = {name: cell.metadata[name] for name in ("tags", "alt") if name in cell.metadata}
-        cell.metadata = NotebookNode(known, heading=heading)  # the rest is the notebook's, not for the template
+        cell.metadata = NotebookNode(
+            known, heading=heading, parts=[]
+        )  # the rest is the notebook's, not for the template
         if cell.cell_type != "markdown":
             continue
         if resources["changed"] and COMMITTED in cell.metadata.get("tags", []):
-            cell.metadata.kind, cell.source, told = "prose note", "" if told else OTHER_PARAMETERS, True
+            cell.metadata.parts, told = ([] if told else [("note", OTHER_PARAMETERS)]), True
             continue
-        html = render_markdown(cell.source, resources["clean"], cell.get("attachments"), resources["places"])
+        html = render_markdown(cell.source, clean, cell.get("attachments"), resources["places"])
         found = HEADING.search(html)
         if found and not resources["title_html"]:
-            # It stands inside links, and in the index beside other runs: nothing in it may be painted over those.
-            inside = re.sub(r"</?a\b[^>]*>| style=\"[^\"]*\"", "", found[2])
-            # A heading may hold blocks, another heading too: cut there, it would open what it does not close.
-            plain = not TAG.search(INLINE.sub("", MATHS.sub("", inside))) and "<mpadded" not in inside
-            words = text_of(found[2])
-            resources["title"] = words if len(words) <= LONGEST_TITLE else f"{words[:LONGEST_TITLE]} …"
-            resources["title_html"] = inside if plain and words == resources["title"] else escape(resources["title"])
-            html = html.replace(found[0], "", 1)
-        if resources["title_html"] and not resources["claim"] and (claim := re.search(r"<p>.*?</p>", html, re.DOTALL)):
+            title, html = text_of(found[2]), html.replace(found[0], "", 1)
+            short = len(title) <= LONGEST_TITLE
+            resources["title"] = title if short else f"{title[:LONGEST_TITLE]} …"
+            resources["title_html"] = words_of(found[2]) if short else Markup.escape(resources["title"])
+        if resources["title_html"] and not resources["claim"] and (claim := CLAIM.search(html)):
             resources["claim"] = clean_html(claim[0])  # a formula's text may hold a paragraph: closes it
         heading = ([heading] + [text_of(inner) for _, inner in HEADING.findall(html)])[-1]
         see = WHAT_WE_SEE.match(cell.source)
         if see:
-            cell.metadata.seen = re.split(
-                r"(?<=[.!?])\s", text_of(render_markdown(cell.source[see.end() :], resources["clean"]))
-            )[0]
-        cell.metadata.kind, cell.source = "prose see" if see else "prose", Markup(html.strip())
+            cell.metadata.seen = re.split(r"(?<=[.!?])\s", text_of(render_markdown(cell.source[see.end() :], clean)))[0]
+        cell.metadata.parts = [("see" if see else "prose", Markup(html.strip()))] if html.strip() else []
     return notebook, resources

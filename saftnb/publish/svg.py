@@ -13,37 +13,23 @@ REFERENCE = re.compile(r"url\(\s*['\"]?#([^'\")]+)")
 def encoded(svg: str, clean: Callable[[str], str] = str) -> str | None:
     """A drawing in base64 without what `clean` takes out of it; None where a browser would draw on it without end."""
     known = clean(svg)
-    return None if _multiplies(known) else base64.b64encode(known.encode("utf-8", "replace")).decode()
+    small = not INSIDE.search(known) and _is_small(known)
+    return base64.b64encode(known.encode("utf-8", "replace")).decode() if small else None
 
 
-def _multiplies(svg: str) -> bool:
-    """Whether few elements of a drawing stand for very many."""
-    if INSIDE.search(svg):
-        return True
+def _is_small(svg: str) -> bool:
+    """Whether not too many elements are drawn, those that are referred to counted at each reference."""
     try:
         root = ElementTree.fromstring(svg.encode("utf-8", "replace"))
-        return _Elements(root).shown(root) > MOST_ELEMENTS
     except (ElementTree.ParseError, ValueError, LookupError):
-        return False  # not drawn either
-    except RecursionError:
-        return True
-
-
-class _Elements:
-    def __init__(self, root: ElementTree.Element) -> None:
-        self.named = {name: element for element in root.iter() if (name := element.get("id"))}
-        self.known: dict[ElementTree.Element, int] = {}
-
-    def shown(self, element: ElementTree.Element) -> int:
-        """How many elements are drawn for this one, itself included."""
-        if element not in self.known:
-            self.known[element] = 0  # what refers to itself is not drawn
-            again = filter(None, map(self.named.get, _references(element)))
-            self.known[element] = 1 + sum(map(self.shown, [*element, *again]))
-        return self.known[element]
-
-
-def _references(element: ElementTree.Element) -> list[str]:
-    """The ids that an element's attributes name."""
-    names = [value[1:] for name, value in element.items() if name.endswith("href") and value.startswith("#")]
-    return names + [name for value in element.attrib.values() for name in REFERENCE.findall(value)]
+        return True  # not drawn either
+    named = {name: element for element in root.iter() if (name := element.get("id"))}
+    waiting, left = [root], MOST_ELEMENTS
+    while waiting and left > 0:
+        element = waiting.pop()
+        meant = [value[1:] for name, value in element.items() if name.endswith("href") and value.startswith("#")]
+        meant += [name for value in element.attrib.values() for name in REFERENCE.findall(value)]
+        more = [*element, *filter(None, map(named.get, meant))]
+        waiting += more
+        left -= len(more)
+    return not waiting

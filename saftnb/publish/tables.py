@@ -1,14 +1,12 @@
 """Numbers and recorded tables, written the way a paper prints them."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from html import escape
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from saftnb.labels import LABELS, SPACE_LABELS
-from saftnb.publish.sanitise import scroll_open
 
-MISSING, NUM = "–", ' class="num"'
+MISSING = "–"
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -35,8 +33,13 @@ def value_text(value: Any) -> str:
     if value is None:
         return MISSING
     if isinstance(value, (list, tuple)):
-        return ", ".join(value_text(item) for item in value)
+        return ", ".join(map(value_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def result_text(value: Any) -> str:
+    """A recorded value, rounded where it is a number."""
+    return number(value) if is_number(value) else value_text(value)
 
 
 def duration(seconds: Any, budget: Any = None) -> str:
@@ -48,28 +51,19 @@ def duration(seconds: Any, budget: Any = None) -> str:
     return f"{amount} {unit} ({duration(budget)})" if is_number(budget) else f"{amount} {unit}"
 
 
-def table_html(table: Mapping[str, Any], caption: str, scrub: Callable[[str], str]) -> str:
-    """A recorded table ({"columns": [...], "data": [[...]]}) as an HTML table.
-
-    Each column of numbers has one count of decimals; a first column of words heads its rows. Recipes, methods and
-    spaces stand under their names.
-    """
-    names = [_label(column) for column in table["columns"]]
-    rows = [(list(row) + [None] * len(names))[: len(names)] for row in table["data"]]
-    columns = [[row[i] for row in rows] for i in range(len(names))]
-    right = [_is_numeric(column) for column in columns]
-    shown = [_column(column, numeric) for column, numeric in zip(columns, right, strict=True)]
-
-    def cells(texts: Iterable[str], head: bool) -> str:
-        tags = ['th scope="col"' if head else "td" if i or right[0] else 'th scope="row"' for i in range(len(names))]
-        return "".join(
-            f"<{tag}{NUM * numeric}>{escape(scrub(text))}</{tag[:2]}>"
-            for tag, numeric, text in zip(tags, right, texts, strict=True)
-        )
-
-    body = "".join(f"<tr>{cells((texts[at] for texts in shown), False)}</tr>" for at in range(len(rows)))
-    inside = f"<thead><tr>{cells(names, True)}</tr></thead><tbody>{body}</tbody>"
-    return f"{scroll_open(caption)}<table>{inside}</table></div>"
+def printed(table: Mapping[str, Any]) -> tuple[list[str], list[bool], list[tuple[str, ...]]]:
+    """The headings of a recorded table ({"columns": [...], "data": [[...]]}), which columns hold numbers, and its rows
+    as text: recipes, methods and spaces under their names, each column of numbers with one count of decimals."""
+    names = [column if isinstance(column, (list, tuple)) else [column] for column in table["columns"]]
+    heads = [" · ".join(spoken(str(part)).replace("_", " ") for part in parts if str(part)) for parts in names]
+    columns = [[row[at] if at < len(row) else None for row in table["data"]] for at in range(len(heads))]
+    given = [[value for value in column if value is not None] for column in columns]
+    numeric = [bool(values) and all(map(is_number, values)) for values in given]
+    texts = (
+        _numbers(column) if right else [spoken(value_text(v)) for v in column]
+        for column, right in zip(columns, numeric, strict=True)
+    )
+    return heads, numeric, list(zip(*texts, strict=True))
 
 
 def spoken(name: str) -> str:
@@ -77,20 +71,12 @@ def spoken(name: str) -> str:
     return LABELS.get(name) or SPACE_LABELS.get(name) or name
 
 
-def _label(column: Any) -> str:
-    parts = column if isinstance(column, (list, tuple)) else [column]
-    return " · ".join(spoken(str(part)).replace("_", " ") for part in parts if str(part))
+def _numbers(values: list[Any]) -> list[str]:
+    largest = max((abs(value) for value in values if value is not None and math.isfinite(value)), default=0.0)
+    kind = float if any(isinstance(value, float) for value in values) else int
+    return [MISSING if value is None else number(kind(value), largest) for value in values]
 
 
-def _is_numeric(values: list[Any]) -> bool:
-    given = [value for value in values if value is not None]
-    return bool(given) and all(is_number(value) for value in given)
-
-
-def _column(values: list[Any], numeric: bool) -> list[str]:
-    if not numeric:
-        return [spoken(value_text(value)) for value in values]
-    finite = [abs(value) for value in values if value is not None and math.isfinite(value)]
-    mixed = any(isinstance(value, float) for value in values)
-    largest = max(finite, default=0.0)
-    return [MISSING if v is None else number(float(v) if mixed else v, largest) for v in values]
+FILTERS = {
+    "words": value_text, "result": result_text, "duration": duration, "printed": printed, "is_number": is_number,
+}  # fmt: skip

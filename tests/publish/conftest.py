@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,10 +53,23 @@ def notebook(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+def publish_notebook(path: Path, out: Path, *, code: bool = True, **manifest) -> Path:
+    """The page of a notebook that was run."""
+    from saftnb.publish.index import publish_runs
+
+    folder = path.parent / f"{out.stem}-runs" / "pocket" / "01_saft-a"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, folder / "run.ipynb")
+    if (path.parent / "drawings").exists():
+        shutil.copytree(path.parent / "drawings", folder / "drawings", dirs_exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps({"notebook": "01_saft", "status": "done"} | manifest))
+    publish_runs(folder.parent, path.parent / f"{out.stem}-report", code=code)
+    return shutil.copy(path.parent / f"{out.stem}-report" / "01_saft-a.html", out)
+
+
 @pytest.fixture
 def page(tmp_path: Path, notebook) -> Callable[..., str]:
     """Publish a notebook of the given cells and return the HTML."""
-    from saftnb.publish import publish_notebook
 
     def publish(*cells, **options) -> str:
         out = publish_notebook(notebook(*cells), tmp_path / "page.html", **options)
@@ -69,7 +83,11 @@ def shown(page) -> Callable[..., str]:
     """Publish one code cell with one output and return the page's <main>."""
 
     def publish(kind: str, **fields) -> str:
-        return page(new_code_cell("x", outputs=[new_output(kind, **fields)]), code=False).partition("<main>")[2]
+        return (
+            page(new_code_cell("x", outputs=[new_output(kind, **fields)]), code=False)
+            .partition("<main>")[2]
+            .partition("</main>")[0]
+        )
 
     return publish
 

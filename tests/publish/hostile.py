@@ -98,6 +98,10 @@ PARTS = [
     *(f"<{end}{name}{close}" for end in ("", "/") for close in (">", " ") for name in NAMES),
 ]  # fmt: skip
 LOADS = {"name", "srcset", "action", "data", "poster", "background", "xlink:href"}
+ADDRESSES = {
+    "href": r"(?:https?://|mailto:|#|data:,$|index\.html$)",
+    "src": r"data:image/[a-z+]+;base64,[\w+/=\s]*$",
+}
 OWN = {"show-code", "runs"}
 LAYOUT = {"switch", "only-code", "runs", "batch", "facts", "status", "reason", "standin"}
 
@@ -150,9 +154,7 @@ class _Reader(HTMLParser):
         elif tag == "link" and named != {"rel": "icon", "href": "data:,"}:
             self.found.append(f"link {named}")
         for name, value in attrs:
-            allowed = {"href": r"(?:https?://|mailto:|#|data:,$)", "src": r"data:image/[a-z+]+;base64,[\w+/=\s]*$"}.get(
-                name
-            )
+            allowed = ADDRESSES.get(name)
             if name.startswith("on") or (name in LOADS and tag != "meta"):
                 self.found.append(f"{tag} {name}")
             elif allowed and not re.match(allowed, value or "", re.IGNORECASE):

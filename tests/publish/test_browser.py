@@ -4,10 +4,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from saftnb.publish import publish_notebook, publish_runs
+from saftnb.publish import publish_runs
+from tests.publish.conftest import publish_notebook
 from tests.tools.chromium import CHROMIUM, Browser
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
@@ -201,6 +203,28 @@ def test_aligned_equations_meet_at_their_sign(browser, notebook, tmp_path):
     assert right[0] == pytest.approx(right[1], abs=1.5)
 
 
+def test_headings_stand_above_their_numbers(browser, notebook, tmp_path):
+    index = pd.MultiIndex.from_product([["sgd", "saft"], [1, 2]], names=["a", "b"])
+    frame = pd.DataFrame({"merged": 0.7, "said": ["x", "y", 1, 2], "n": 3}, index=index)
+    html = frame.style.to_html() + frame.to_html()
+    cell = new_code_cell("x", outputs=[new_output("display_data", data={"text/html": html})])
+    browser.open(publish_notebook(notebook(cell), tmp_path / "page.html"))
+    aligned = "[...document.querySelectorAll('{}')].map(e => [e.textContent.trim(), getComputedStyle(e).textAlign])"
+    heads = [head for head in browser.ask(aligned.format("thead th")) if head[0]]
+    names = [["merged", "right"], ["said", "left"], ["n", "right"], ["a", "left"], ["b", "left"]]
+    assert heads == names * 2, "pandas writes the names of an index below those of the columns"
+    cells = dict(browser.ask(aligned.format("tbody td")))
+    assert cells == {
+        "0.700000": "right",
+        "0.7": "right",
+        "3": "right",
+        "x": "left",
+        "y": "left",
+        "1": "right",
+        "2": "right",
+    }
+
+
 def test_every_link_of_the_index_leads_to_a_page(browser, report):
     browser.open(report / "index.html")
     links = browser.ask("[...document.links].map(link => link.getAttribute('href'))")
@@ -275,7 +299,7 @@ def test_what_a_notebook_brings_covers_nothing_of_the_page(browser, notebook, tm
     )
     cells = [new_markdown_cell(f"# T\n\n{cover}{moved}")]
     cells += [new_code_cell("x", outputs=[new_output("display_data", data={"text/html": cover + moved})])]
-    browser.open(publish_notebook(notebook(*cells), tmp_path / "page.html", facts={"status": "failed"}))
+    browser.open(publish_notebook(notebook(*cells), tmp_path / "page.html"))
     for selector in ("h1", "dd", ".switch"):
         box = f"document.querySelector({selector!r}).getBoundingClientRect()"
         on_top = f"(b => document.elementFromPoint(b.x + 5, b.y + b.height / 2))({box})"

@@ -295,11 +295,11 @@ def test_an_interrupted_report_leaves_the_old_one_whole(add_run, runs, tmp_path,
     add_run("02_b-b")
     original, calls = getattr(index_module, at), []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **values):
         calls.append(at)
         if at == "_index_page" or len(calls) == 2:
             raise stop
-        return original(*arguments)
+        return original(*arguments, **values)
 
     monkeypatch.setattr(index_module, at, interrupted)
     with pytest.raises(stop):
@@ -385,7 +385,7 @@ def test_words_on_the_committed_results_are_left_out_where_parameters_are_others
     assert "Six experts of 89 %. And 50 %." in own
     assert "default parameters" not in own
     assert "89 %" not in changed
-    assert changed.count("own words on results are for its default parameters") == 1
+    assert changed.count("words on results are for its default parameters") == 1
 
 
 def test_runs_that_the_grid_no_longer_names_are_left_out(add_run, report, runs):

@@ -15,12 +15,12 @@ def test_it_is_written_with_the_first_run_and_again_after_each(add_run, runs: Pa
     report = LiveReport(runs, out, said.append)
     add_run("01_saft-aaaa", results={"headline": headline})
     report()
-    until(lambda: report.thread is None)
+    until(lambda: report.last.done())
     assert (out / "01_saft-aaaa.html").exists()
     assert said == [f"report   {out / 'index.html'} stands, and grows with each run"]
     add_run("02_more-bbbb", results={"headline": headline})
     report()
-    until(lambda: report.thread is None)
+    until(lambda: report.last.done())
     assert "02_more-bbbb.html" in (out / "index.html").read_text()
     assert report.close() == out / "index.html"
     assert len(said) == 1
@@ -42,7 +42,7 @@ def test_calls_that_come_while_it_writes_are_answered_by_one_more_writing(tmp_pa
     for _ in range(5):
         report()
     go.set()
-    until(lambda: report.thread is None)
+    until(lambda: report.last.done())
     assert len(written) == 2
     report.close()
     assert len(written) == 3
@@ -60,8 +60,9 @@ def test_a_writing_that_fails_is_one_line_and_stops_nothing(tmp_path: Path, monk
     assert report.close() is None
     assert set(said) == {f"report   cannot be written: {error}"}
     monkeypatch.setattr(live_module, "publish_runs", lambda runs, out: out)
+    report = LiveReport(tmp_path, tmp_path / "out", said.append)
     report()
-    until(lambda: report.thread is None)
+    until(lambda: report.last.done())
     assert said[-1] == f"report   {tmp_path / 'out'} stands, and grows with each run"
 
 
