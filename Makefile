@@ -18,17 +18,17 @@ report: $(READY)
 # Two workers with one thread each. The notebooks run under nbval as copies at thimble size, with their own store, and
 # once with suite=vision8 on stand-ins for the hub's data and OpenAI's weights.
 test: export OMP_NUM_THREADS = 1
+test: NBVAL = -p tests.tools.private_kernels -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 test: $(READY) lint
 	$(BIN)/python -m pytest tests -n 2 --durations=10
-	rm -rf $(THIMBLE)
+	rm -rf $(THIMBLE) $(STANDINS)
 	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/saftnb grid tests/tools/thimble-seeds.yaml --runs $(RUNS)
 	$(BIN)/python tests/tools/thimble_notebooks.py $(THIMBLE) $(RUNS)/thimble-seeds
-	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/python -m pytest -p tests.tools.private_kernels -n 2 --dist loadfile -v --nbval-lax \
-		--nbval-current-env --nbval-cell-timeout=300 $(THIMBLE)
-	rm -rf $(STANDINS) $(RUNS)/standins
+	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/python -m pytest $(NBVAL) $(THIMBLE)
 	$(BIN)/python tests/tools/standins.py $(STANDINS)
+	$(BIN)/python tests/tools/thimble_notebooks.py $(STANDINS)/notebooks tests/tools/standins.yaml
 	SAFTNB_DATA=$(abspath $(STANDINS)) SAFTNB_STORE=$(abspath $(STANDINS))/store \
-		$(BIN)/saftnb grid tests/tools/standins.yaml --runs $(RUNS)
+		$(BIN)/python -m pytest $(NBVAL) $(STANDINS)/notebooks
 
 # Which lines the tests reach.
 coverage: export OMP_NUM_THREADS = 1

@@ -5,7 +5,9 @@ import os
 import re
 import socket
 from collections.abc import Iterable
+from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 from saftnb.paths import project_root, store_root
 
@@ -23,6 +25,7 @@ ELSEWHERE = re.compile(
     r"storage|tmp|usr|var|workspace)(?:/[^/\s'\"<>:,;)\]]+)*/(?=[^/\s'\"<>])"
 )
 ANY_FOLDER = re.compile(r"(?<![\w.:/…~])~?/(?:[^\s/'\":]+/)+")
+ESCAPE = re.compile(r"\\(?:u00([0-7][0-9a-fA-F])|/)")  # of JSON
 SECRET = re.compile(r"token|key|secret|passw|credential", re.IGNORECASE)  # in the name of an environment variable
 
 
@@ -69,6 +72,27 @@ def scrub(text: str, roots: Iterable[Path] = ()) -> str:
         if _no_word(name):
             text = re.sub(rf"\b{re.escape(name)}\b", instead, text)
     return text
+
+
+def discreet(text: str, roots: Iterable[Path] = ()) -> str:
+    """`scrub`, also where an encoding of HTML, of URLs or of JSON hides what must not be told: the text is then
+    decoded."""
+    text = scrub(text, roots)
+    for decode in (unescape, unquote, _without_escapes):
+        decoded = text
+        for _ in range(3):  # encoded twice, it is still easy to read
+            before, decoded = decoded, decode(decoded)
+            if decoded == before:
+                break
+            if (known := scrub(decoded, roots)) != decoded:
+                text = known
+                break
+    return text
+
+
+def _without_escapes(text: str) -> str:
+    """Text without the escapes of JSON that a path may be written with."""
+    return ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else "/", text)
 
 
 def _without(text: str, folder: Path, name: str) -> str:

@@ -4,13 +4,10 @@ import base64
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable
 from functools import cache, partial
-from html import unescape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import nbformat
 from markupsafe import Markup
@@ -20,10 +17,9 @@ from nbconvert.preprocessors import TagRemovePreprocessor
 from saftnb.publish.outputs import read_outputs
 from saftnb.publish.prose import read_prose
 from saftnb.publish.tables import FILTERS
-from saftnb.scrub import scrub
+from saftnb.scrub import discreet
 
 TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
-ESCAPE = re.compile(r"\\(?:u00([0-7][0-9a-fA-F])|/)")
 HIDDEN_TAGS = {"no-report", "papermill-error-cell-tag"}
 
 
@@ -72,27 +68,6 @@ class Pages:
 
 
 pages_of = cache(Pages)  # templates are compiled once for each project
-
-
-def discreet(text: str, roots: Iterable[Path] = ()) -> str:
-    """`scrub`, also where an encoding of HTML, of URLs or of JSON hides what must not be told: the text is then
-    decoded."""
-    text = scrub(text, roots)
-    for decode in (unescape, unquote, _without_escapes):
-        decoded = text
-        for _ in range(3):  # encoded twice, it is still easy to read
-            before, decoded = decoded, decode(decoded)
-            if decoded == before:
-                break
-            if (known := scrub(decoded, roots)) != decoded:
-                text = known
-                break
-    return text
-
-
-def _without_escapes(text: str) -> str:
-    """Text without the escapes of JSON that a path may be written with."""
-    return ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else "/", text)
 
 
 def _digest(script: str) -> str:

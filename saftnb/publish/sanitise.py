@@ -44,7 +44,7 @@ PROPERTIES = {
     "padding-right", "caption-side", "justify-items",
 }  # fmt: skip
 HARMLESS = re.compile(r"(?:[\w\s.,%#+*/!-]|\b(?:rgba?|hsla?|linear-gradient|calc)\(|\))+", re.IGNORECASE)
-INK = "color:#1b1f24"  # on a background the notebook chose: it was chosen for a light page
+INK = "#1b1f24"  # on a background the notebook chose: it was chosen for a light page
 BLACK = {"black", "#000", "#000000"}
 STYLER_SELECTOR = re.compile(r"#T_[\w\-]+(?:[#.:()> \n][\w\-#.:()> \n]*)?")
 TAG = re.compile(r'<(?:[^>"]|"[^"]*")*>')  # as the sanitiser writes it, like the next two

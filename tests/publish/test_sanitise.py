@@ -120,6 +120,7 @@ def test_a_pandas_styler_keeps_its_colours_inside_its_own_table():
     (rule,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
     selector = rule.partition("{")[0]
     assert "background-color:#ffe3b3" in rule
+    assert rule.count(":") == rule.count(";") + 1 == 2
     assert "color:#1b1f24" in rule, "dark text on a light cell, on a dark page too"
     assert f'id="{selector.lstrip("#")}"' in html
     assert "Caption" in html

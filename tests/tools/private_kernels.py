@@ -3,7 +3,7 @@
 - Through sockets in a private folder. By default a kernel is given TCP ports that were free a moment before; with two
   workers another kernel takes one of them now and then, and then "Kernel died before replying to kernel_info".
 - One kernel for all notebooks of a worker, emptied between two of them: much of a small notebook's time goes by while a
-  new kernel imports torch. On the stand-ins `make test` runs every notebook that has a suite in a kernel of its own.
+  new kernel imports torch. A name that a notebook takes without its import is found by ruff (F821).
 """
 
 import os

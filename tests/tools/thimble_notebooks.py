@@ -1,4 +1,4 @@
-"""Write a copy of every notebook with thimble-sized parameters into a folder, for nbval to run (see the Makefile).
+"""Write a copy of every notebook with thimble-sized parameters, or of each run of a grid, for nbval (see the Makefile).
 
 The copies keep the committed outputs: nbval compares those of the cells tagged `nbval-check-output`, which state
 invariants that hold at every size.
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import nbformat
 import papermill
+
+from saftnb.batch.grid import load_grid
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 # What makes each notebook small. A notebook that is not named here is an error, so that none goes untested.
@@ -30,14 +32,14 @@ SIZES = {
     "02_merging_comparison": {
         "suite": "thimble",
         "recipes": ["sgd", "saft"],
-        "search_pictures": 50,
-        "test_pictures": 100,
+        "search_pictures": 25,
+        "test_pictures": 50,
         "seeds": [0, 1],
         "scales": [0.1, 0.5],
         "ties_scales": [0.5],
         "keeps": [0.2],
         "drops": [0.5],
-        "spectral_scales": [0.2, 1.0],
+        "spectral_scales": [0.5],
         "statistics_pictures": 20,
     },
     "03_evidence": {"draws": 500},
@@ -76,9 +78,10 @@ SIZES = {
         "scales": [0.3, 1.0],
         "keeps": [0.2],
         "drops": [0.5],
-        "draws": [0, 1],
-        "spectral_scales": [0.5, 1.0],
+        "draws": [0],
+        "spectral_scales": [0.5],
         "densities": [0.5],
+        "search_pictures": 20,
         "statistics_pictures": 20,
     },
     "09_joint_task": {
@@ -105,6 +108,7 @@ SIZES = {
         "keeps": [0.2],
         "drops": [0.5],
         "draws": [0],
+        "search_pictures": 20,
     },
     "13_nli": {
         "suite": "thimble-nli",
@@ -115,7 +119,8 @@ SIZES = {
         "drops": [0.5],
         "draws": [0],
         "spectral_scales": [1.0],
-        "search_pairs": 12,
+        "search_pairs": 6,
+        "test_pairs": 30,
         "baseline_pairs": 48,
     },
     "14_learned_merging": {
@@ -207,5 +212,15 @@ def main(folder: Path, seeds: Path) -> None:
         papermill.execute_notebook(path, target, sizes[name], prepare_only=True, progress_bar=False)
 
 
+def write_runs(folder: Path, grid: Path) -> None:
+    """A copy for each run of a grid."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for run in load_grid(grid).runs:
+        papermill.execute_notebook(
+            run.notebook.path, folder / f"{run.id}.ipynb", run.overrides, prepare_only=True, progress_bar=False
+        )
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    folder, source = map(Path, sys.argv[1:3])
+    (write_runs if source.suffix == ".yaml" else main)(folder, source)
