@@ -10,7 +10,7 @@ LAB ?=
 THIMBLE := $(RUNS)/thimble
 STANDINS := $(RUNS)/standins-data
 
-.PHONY: report test coverage soak lab grid notebooks bench smollm spot-check lint clean
+.PHONY: report test pytest coverage soak lab grid notebooks bench smollm spot-check lint clean
 
 report: $(READY)
 	$(BIN)/saftnb grid notebooks/grids/pocket.yaml --runs $(RUNS) --report reports/pocket
@@ -19,8 +19,8 @@ report: $(READY)
 # once with suite=vision8 on stand-ins for the hub's data and OpenAI's weights.
 test: export OMP_NUM_THREADS = 1
 test: NBVAL = -p tests.tools.private_kernels -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300
-test: $(READY) lint
-	$(BIN)/python -m pytest tests -n 2 --durations=10
+test: $(READY)
+	$(MAKE) -j 2 lint pytest
 	rm -rf $(THIMBLE) $(STANDINS)
 	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/saftnb grid tests/tools/thimble-seeds.yaml --runs $(RUNS)
 	$(BIN)/python tests/tools/thimble_notebooks.py $(THIMBLE) $(RUNS)/thimble-seeds
@@ -29,6 +29,10 @@ test: $(READY) lint
 	$(BIN)/python tests/tools/thimble_notebooks.py $(STANDINS)/notebooks tests/tools/standins.yaml
 	SAFTNB_DATA=$(abspath $(STANDINS)) SAFTNB_STORE=$(abspath $(STANDINS))/store \
 		$(BIN)/python -m pytest $(NBVAL) $(STANDINS)/notebooks
+
+pytest: export OMP_NUM_THREADS = 1
+pytest: $(READY)
+	$(BIN)/python -m pytest tests -n 2 --durations=10
 
 # Which lines the tests reach.
 coverage: export OMP_NUM_THREADS = 1

@@ -39,8 +39,8 @@ def test_the_pieces_of_a_stream_stand_where_its_first_stood_and_stdout_before_st
 
 
 def test_a_long_line_does_not_hold_its_run(desk: Path, write_notebook) -> None:
-    """With a pattern that is quadratic in a line's length the second cell alone took days."""
-    write_notebook(desk / "long.ipynb", PIECES, 'print("y" * 30_000_000)')
+    """With a pattern that is quadratic in a line's length the second cell alone took hours."""
+    write_notebook(desk / "long.ipynb", PIECES, 'print("y" * 5_000_000)')
     (desk / "grid.yaml").write_text("runs: [{notebook: long.ipynb, resources: {time_limit: 120}}]")
     run_grid(load_grid("grid.yaml", "runs"), say=lambda _: None)
     (run,) = find_runs(desk / "runs")
@@ -48,4 +48,4 @@ def test_a_long_line_does_not_hold_its_run(desk: Path, write_notebook) -> None:
     pieces, line = nbformat.read(run.notebook_file, as_version=4).cells[-2:]
     printed, said = (one["text"] for one in pieces.outputs)
     assert (len(printed), set(printed), said) == (600_000, {"x"}, "done\n")  # long texts that differ: an hour of diff
-    assert len(line.outputs[0]["text"]) == 30_000_001
+    assert len(line.outputs[0]["text"]) == 5_000_001
