@@ -110,6 +110,7 @@ def test_a_run_is_done_only_when_its_manifest_says_so(add_run, report, runs, hea
     ):
         assert reason in html
     assert html.count('class="status bad">not done') == 3
+    assert html.count('<td class="time">–</td>') == 2, "what is not known is sorted last"
     assert "04_lost-a.html" not in html
 
 
