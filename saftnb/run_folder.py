@@ -246,9 +246,16 @@ def _own_hash(manifest: Mapping[str, Any]) -> str:
 def _object(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; {} where there is none that can be read: a network's file system may fail once."""
     try:
-        return _mapping(read_json(path))
+        said = _mapping(read_json(path))
+        return {} if _is_deep(said) else said
     except (OSError, ValueError, RecursionError):
         return {}
+
+
+def _is_deep(value: Any, deepest: int = 100) -> bool:
+    """Whether lists and objects stand inside one another so often that what walks through them may fail."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return deepest == 0 or any(_is_deep(one, deepest - 1) for one in inside)
 
 
 def _mapping(value: Any) -> dict[str, Any]:

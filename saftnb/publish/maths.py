@@ -16,14 +16,17 @@ ATTRIBUTES = {
 }  # fmt: skip
 # Notebooks number no equation; and environments that math-core knows by another name.
 ENVIRONMENTS = {
-    "equation": "", "align": "{aligned}", "eqnarray": "{aligned}", "split": "{aligned}",
+    "equation": "", "align": "{aligned}", "eqnarray": "{aligned}", "split": "{aligned}", "alignat": "{aligned}",
     "gather": "{gathered}", "multline": "{gathered}",
 }  # fmt: skip
-EDGE = re.compile(rf"\\(begin|end)\{{({'|'.join(ENVIRONMENTS)})\*?\}}")
-LABEL = re.compile(r"\\label\{[^}]*\}")
+EDGE = re.compile(rf"\\(begin|end)\{{({'|'.join(ENVIRONMENTS)})\*?\}}(?:\{{\d+\}})?")
+LABEL = re.compile(r"\\(?:label|tag\*?)\{[^}]*\}")
 DEFINED = re.compile(r"\\newcommand\s*\{?(\\[A-Za-z]+)\}?")  # maybe again: math-core knows more commands than others
-LONGEST = 2000  # characters: deeper nesting than these can hold would overflow the parser's stack
-_convert = LatexToMathML(fancy_error=False, macros={"mbox": r"\text{#1}"}).convert_with_local_state
+# Characters, and uses of macros: deeper nesting than these can make would overflow the parser's stack.
+LONGEST, MOST_MACROS = 1000, 12
+_convert = LatexToMathML(
+    fancy_error=False, macros={"mbox": r"\text{#1}"}, max_expansions=MOST_MACROS
+).convert_with_local_state
 
 
 def to_mathml(latex: str, *, display: bool = False) -> str:
@@ -32,12 +35,13 @@ def to_mathml(latex: str, *, display: bool = False) -> str:
     What math-core does not know comes back as LaTeX in `<code>`: a report is never lost to a formula. So does a macro
     with an argument, which can double it at each call of itself.
     """
-    source = DEFINED.sub(r"\\providecommand{\1}{}\\renewcommand{\1}", LABEL.sub("", EDGE.sub(_edge, latex.strip())))
-    if display and "\\\\" in source and "\\begin" not in source:
-        source = rf"\begin{{aligned}}{source}\end{{aligned}}"
     try:
-        if not source or len(source) > LONGEST or ("#" in source and re.search(r"\\\w*(?:command|def)", source)):
+        if not latex.strip() or len(latex) > LONGEST or ("#" in latex and re.search(r"\\\w*(?:command|def)", latex)):
             raise LatexError
+        source = LABEL.sub("", EDGE.sub(_edge, latex.strip()))
+        source = DEFINED.sub(r"\\providecommand{\1}{}\\renewcommand{\1}", source)
+        if display and "\\\\" in source and "\\begin" not in source:
+            source = rf"\begin{{aligned}}{source}\end{{aligned}}"
         math = _convert(source, displaystyle=display)
     except LatexError:
         return f'<code class="tex{" display" if display else ""}">{escape(latex.strip())}</code>'

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from markupsafe import Markup
@@ -23,7 +24,7 @@ FORMULA = ("$", "\\begin{equation", "\\begin{align", "\\begin{gather")  # and no
 ACTIVE = re.compile(r"<(?:script|iframe|object|embed|canvas|svg|video|audio)\b", re.IGNORECASE)
 INTERACTIVE = re.compile(r"javascript|vnd\.(?:plotly|bokehjs|holoviews|vega|vegalite|jupyter\.widget-view)")
 # in the JSON of such a figure
-WRITTEN = re.compile(r'"(?:title|text|axis_label)":\s*("(?:[^"\\\n]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})){1,200}")')
+WRITTEN = re.compile(r'"(?:title|text|axis_label)":\s*("(?:[^"\\\n]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})){1,2000}")')
 ELSEWHERE = "It is in the notebook, which JupyterLab opens."
 FULL = f"From here on, what is large is left out: with it the page would be too large. {ELSEWHERE}"
 MOST_OUTPUTS = 60  # of one cell
@@ -57,7 +58,7 @@ def read_outputs(notebook: Any, resources: dict[str, Any]) -> tuple[Any, dict[st
             else:
                 parts += [("note", f"A picture is too large for this page. {ELSEWHERE}")] * any(map(data.get, PICTURES))
                 parts += _rich(data, clean) if data else _printed(output, clean)
-        cell.metadata.parts = [(kind, shown) for kind, shown in parts if shown]
+        cell.metadata.parts = [(kind, Markup.escape(shown)) for kind, shown in parts if shown]  # all are clean
     resources["figure"] = tagged or (figures or [""])[-1]
     return _small(notebook), resources
 
@@ -125,7 +126,8 @@ def _rich(data: dict[str, Any], clean: Scrub) -> list[Part]:
         return [("note", f"An interactive widget ({named or 'of a notebook'}). {ELSEWHERE}")]
     if any(INTERACTIVE.search(kind) for kind in data) or ACTIVE.search(source):
         told = " ".join(value if isinstance(value, str) else json.dumps(value) for value in data.values())
-        written = dict.fromkeys(text_of(json.loads(said, strict=False)) for said in WRITTEN.findall(told))
+        found = (json.loads(said[1], strict=False) for said in islice(WRITTEN.finditer(told), 50))
+        written = dict.fromkeys(text_of(clean(said))[:300] for said in found)
         words = f" (“{'”, “'.join(list(filter(None, written))[:12])}”)" if any(written) else ""
         value = "" if text.lstrip().startswith(("<", "Figure(", "alt.")) else text
         return [("note", clean(f"An interactive figure{words}: here it cannot run. {ELSEWHERE}")), ("value", value)]

@@ -1,5 +1,6 @@
 """The runs of a grid, in the order in which a report shows them, and what they were made with."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,17 @@ def provenance(runs: list[RunFolder]) -> list[tuple[str, str]]:
             commits[f"{str(git['commit'])[:12]}{dirty}"] = None
         for package, version in found.items():
             versions.setdefault(str(package), {})[str(version)] = None
-    dates = sorted(
-        f"{said[:16].replace('T', ' ')} UTC" for run in runs if (said := str(run.manifest.get("finished") or ""))
-    )
+    dates = sorted(filter(None, (_moment(run.manifest.get("finished")) for run in runs)))
     span = dates[:1] if dates and dates[0] == dates[-1] else dates[:1] + dates[-1:]
     listed = ", ".join(f"{package} {' and '.join(found)}" for package, found in versions.items())
     unknown = "not recorded"
     facts = [("commit", "; ".join(commits) or unknown), ("finished", " to ".join(span) or unknown)]
     return [*facts, ("versions", listed)] if listed else facts
+
+
+def _moment(said: Any) -> str:
+    """A manifest's time as `2026-01-31 14:05 UTC`."""
+    try:
+        return datetime.fromisoformat(said).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (TypeError, ValueError, OverflowError, OSError):
+        return ""

@@ -49,12 +49,13 @@ BLACK = {"black", "#000", "#000000"}
 STYLER_SELECTOR = re.compile(r"#T_[\w\-]+(?:[#.:()> \n][\w\-#.:()> \n]*)?")
 TAG = re.compile(r'<(?:[^>"]|"[^"]*")*>')  # as the sanitiser writes it, like the next two
 INLINE = re.compile(rf'</?(?:a|{"|".join(WORDS)})(?=[ >])(?:[^>"]|"[^"]*")*>')
-CELL = re.compile(r"<td([^>]*)(?=>([^<]{0,60})</td>)")
+CELL = re.compile(r"<td([^>]*)(?=>(.{0,200}?)</td>)", re.DOTALL)
 NUMBER = re.compile(
     r"\s*[+\-−]?(?:[\d,]+\.?\d*(?:e[+\-]?\d+)?|nan|inf|–|)\s*%?(?:\s*(?:±|\+/-)\s*[\d.]+%?)?\s*", re.IGNORECASE
 )
 SVG = re.compile(r"(data:image/svg\+xml;base64,)([a-z0-9+/=\s]+)", re.IGNORECASE)
-SCRIPT = re.compile(r"<script\b.*?(?:</script\b[^<>]*>?|\Z)", re.IGNORECASE | re.DOTALL)  # may be larger than all else
+SCRIPT = re.compile(r"<script\b.*?</script\b[^<>]*>?", re.IGNORECASE | re.DOTALL)  # may be larger than all else
+TAG_OF_SCRIPT = re.compile(r"<(?=/?script\b)", re.IGNORECASE)  # one alone would take all that follows with it
 NESTING = re.compile(r"<(/?)(?!(?:area|br|col|dd|dt|hr|img|input|li|link|meta|p|t[dhr]|wbr)\b)[a-z]", re.IGNORECASE)
 LARGEST, DEEPEST = 400_000, 1_000  # characters; elements inside one another, of which a parser's time is the square
 MOST_ROWS = 240  # of the tables of one output
@@ -67,12 +68,14 @@ def clean_html(html: str, clean: Callable[[str], str] = str) -> Markup:
     Scripts, frames, forms, event handlers, `javascript:` links and images from elsewhere are
     dropped. pandas Styler's `<style>` block is kept where every rule stays inside its own table.
     """
-    html = _few_rows(SCRIPT.sub("", html))
+    last = html.lower().rfind("</script")  # what begins after it has no end, which to look for would take long
+    last = html.find(">", last) + 1 if last >= 0 else 0
+    html = _few_rows(TAG_OF_SCRIPT.sub("&lt;", SCRIPT.sub("", html[:last]) + html[last:]))
     depth = max(accumulate(-1 if closing else 1 for closing in NESTING.findall(html)), default=0)
     if len(html) > LARGEST or depth > DEEPEST:
         return Markup("")
-    css, parts = "", re.split(r"<style>(.*?)</style>", _FIRST.clean(html), flags=re.DOTALL)
-    css, html = "".join(map(clean_stylesheet, parts[1::2])), "".join(parts[::2])
+    css, parts = "", re.split(r"<style[^>]*>(.*?)</style>", _FIRST.clean(html), flags=re.DOTALL)
+    css, html = "".join(clean_stylesheet(clean(part)) for part in parts[1::2]), "".join(parts[::2])
     html = _LAST.clean(SVG.sub(lambda found: _drawing(found, clean), clean(html)))  # the sanitiser has the last word
     words = unescape(TAG.sub("\n", INLINE.sub("", html)))
     if (known := clean(words)) != words:  # tags or entities stood inside what is to be hidden
@@ -84,7 +87,8 @@ def clean_html(html: str, clean: Callable[[str], str] = str) -> Markup:
 
 def _number(cell: re.Match[str]) -> str:
     """The beginning of a table's cell, marked where it holds a number."""
-    if not NUMBER.fullmatch(cell[2]):
+    words = TAG.sub("", cell[2])
+    if len(words) > 60 or not NUMBER.fullmatch(words):
         return cell[0]
     own, named, more = cell[1].partition(' class="')
     return f'<td{own} class="num {more}' if named else f'<td{own} class="num"'

@@ -28,12 +28,12 @@ def number(value: float, largest: float | None = None) -> str:
     return text.replace("-", "−") if float(text.replace(",", "")) else text.removeprefix("-")
 
 
-def value_text(value: Any) -> str:
+def value_text(value: Any, deepest: int = 5) -> str:
     """Any recorded value or parameter as short text; parameters keep the digits they were given."""
     if value is None:
         return MISSING
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(value_text, value))
+        return ", ".join(value_text(item, deepest - 1) for item in value) if deepest else "…"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

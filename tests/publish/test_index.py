@@ -212,7 +212,7 @@ def test_a_sweep_has_a_column_for_each_changed_parameter_and_number(add_run, rep
 
 def test_the_foot_says_commit_date_and_versions(add_run, report):
     add_run("01_a-a")
-    add_run("02_b-a", finished="2026-02-03T08:00:00+00:00", versions={"torch": "2.15.0"})
+    add_run("02_b-a", finished="2026-02-03T10:00:00+02:00", versions={"torch": "2.15.0"})
     foot = words(report().partition("<footer>")[2])
     assert "0123456789ab with uncommitted changes" in foot
     assert "2026-02-01 10:01 UTC to 2026-02-03 08:00 UTC" in foot
@@ -405,6 +405,7 @@ def test_runs_that_the_grid_no_longer_names_are_left_out(add_run, report, runs):
     [
         {"results": {"x": 10**400, "headline": {"columns": ["a"], "data": [[10**400]]}}},
         {"seconds": 10**400, "peak_memory": 10**400}, {"overrides": {"a": 10**400}}, {"git": ["x"], "versions": "x"},
+        {"parameters": {"a": json.loads("[" * 90 + "]" * 90)}}, {"finished": True}, {"finished": 1769940000},
         {"status": ["done"]}, {"status": "failed", "reason": "a\ud800b"}, {"results": {"verdict": "a\udfffb"}},
     ],
 )  # fmt: skip
@@ -419,7 +420,7 @@ def test_what_one_run_says_stops_no_report(add_run, runs, tmp_path, said):
 def test_a_file_nested_too_deeply_stops_no_report(add_run, runs, tmp_path, name):
     add_run("02_odd-a")
     add_run("03_good-a")
-    for text in ("[" * 100_000, "x", "5"):
+    for text in ("[" * 100_000, "x", "5", f'{{"status": "done", "notebook": "a", "a": {"[" * 600 + "]" * 600}}}'):
         (runs / name).write_text(text)
         assert "03_good-a.html" in publish_runs(runs, tmp_path / "report").read_text()
 

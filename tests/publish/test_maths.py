@@ -102,6 +102,11 @@ def test_macros_that_multiply_do_not_hang():
     assert to_mathml(r"\newcommand{\x}[1]{\x{#1#1}}\x{a}").startswith("<code")
     assert to_mathml(r"\def\x#1{\x{#1#1}}\x{a}").startswith("<code")
     assert to_mathml(r"\providecommand{\x}[1]{\x{#1#1}}\x{a}").startswith("<code")
+    deep = [
+        r"\def\a{" + r"\sqrt" * 20 + r"}\def\b{" + r"\a" * 20 + "}" + r"\b" * 20 + "1",
+        r"\def\a{" + r"\sqrt" * 80 + "}" + r"\a" * 200 + "1",
+    ]  # would overflow the parser's stack
+    assert [to_mathml(latex)[:5] for latex in deep] == ["<code"] * 2
     for name in ("R", "mine"):
         assert words(to_mathml(rf"\newcommand{{\{name}}}{{\mathbb{{Q}}}} \{name}")) == "ℚ"
 

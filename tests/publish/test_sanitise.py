@@ -182,3 +182,15 @@ def test_no_pattern_reads_a_long_text_again_and_again():
         f"<table><tr><td>{'1' * 390_000}x</td></tr></table>",
     ):  # fmt: skip
         assert "<style" not in clean_html(html)
+
+
+def test_a_script_without_an_end_takes_nothing_with_it():
+    for html in ("the tag <script> loads <p>TAIL</p>", "<a title='<script'>x</a><p>TAIL</p>"):
+        assert "TAIL" in render_markdown(html.replace("<p>", "\n\n").replace("</p>", "")), html
+    assert "ROW" in clean_html("<!-- <script> --><table><tr><td>ROW</td></tr></table>")
+
+
+def test_a_number_inside_markup_is_a_number_and_a_stylesheet_tells_no_secret():
+    assert clean_html("<table><tr><td><span>7</span></td><td>5 <b>x</b></td></tr></table>").count('class="num"') == 1
+    css = "<style id='s'>#T_a{font-family:abcd}</style>"
+    assert "<style>#T_a{font-family:***}</style>" in clean_html(css, lambda text: text.replace("abcd", "***"))
