@@ -22,8 +22,8 @@ ENVIRONMENTS = {
 EDGE = re.compile(rf"\\(begin|end)\{{({'|'.join(ENVIRONMENTS)})\*?\}}(?:\{{\d+\}})?")
 LABEL = re.compile(r"\\(?:label|tag\*?)\{[^}]*\}")
 DEFINED = re.compile(r"\\newcommand\s*\{?(\\[A-Za-z]+)\}?")  # maybe again: math-core knows more commands than others
-# Characters, and uses of macros: deeper nesting than these can make would overflow the parser's stack.
-LONGEST, MOST_MACROS = 1000, 12
+# Characters, and uses of macros. Nesting as deep as these can make it fits the parser into half of a usual stack.
+LONGEST, MOST_MACROS = 1000, 10
 _convert = LatexToMathML(
     fancy_error=False, macros={"mbox": r"\text{#1}"}, max_expansions=MOST_MACROS
 ).convert_with_local_state
