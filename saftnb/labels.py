@@ -1,4 +1,4 @@
-"""What recipes, merge methods and merge spaces are called in figures, tables and reports."""
+"""How figures, tables, reports and launchers say things: recipes, merge methods, merge spaces, durations."""
 
 LABELS = {
     "sgd": "AdamW (sgd)",
@@ -34,3 +34,15 @@ KIND_LABELS = {  # what has a learned number of its own, see `saftnb.merging.coe
     "channel": "each task and channel",
     "weights": "each weight: the control",
 }
+
+
+def spoken(name: str) -> str:
+    """A recipe, merge method or space as people write it: TIES for "ties"; any other text as it is."""
+    return LABELS.get(name) or SPACE_LABELS.get(name) or name
+
+
+def duration(seconds: float) -> str:
+    """Seconds as one would say them: 40 s, 1 min 15 s, 10 min, 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    parts = [(minutes, "min"), (rest, "s")] if minutes < 60 else [(minutes // 60, "h"), (minutes % 60, "min")]
+    return " ".join(f"{amount} {unit}" for amount, unit in parts if amount) or "0 s"

@@ -66,6 +66,11 @@ class RunFolder:
         return next((name for name, said in named if said not in (None, sha256_of(self.path / name))), None)
 
     @property
+    def begun(self) -> bool:
+        """Whether a run has written anything that a reader wants."""
+        return self.manifest_file.exists() or self.notebook_file.exists()
+
+    @property
     def done(self) -> bool:
         """Whether the manifest says so, and the files are those that the run finished with."""
         return self.manifest.get("status") == "done" and self.altered is None
@@ -176,16 +181,33 @@ class RunFolder:
         shutil.rmtree(self._previous, ignore_errors=True)
 
 
+def grid_runs(folder: Path) -> list[RunFolder]:
+    """The runs in a grid's folder that its file names now, in that order; where that is not known all, the oldest
+    first. Runs of an older version of the grid file stay on disk."""
+    try:
+        said = read_json(folder / CURRENT)
+    except (OSError, ValueError, RecursionError):
+        said = None
+    found = {run.name: run for run in map(RunFolder, sorted(_existing(folder).iterdir())) if run.begun}
+    if isinstance(said, list) and said:
+        return [found[name] for name in said if isinstance(name, str) and name in found]
+    return sorted(found.values(), key=lambda run: str(run.manifest.get("started", "")))
+
+
 def find_runs(path: Path | str) -> Iterator[RunFolder]:
     """Every run folder with a manifest under ``path``: a run's, a grid's or the folder of all grids."""
-    path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such folder of runs")
+    path = _existing(Path(path))
     for pattern in ("", "*/", "*/*/"):
         for file in sorted(path.glob(pattern + MANIFEST)):
             hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
             if not hidden and (folder := RunFolder(file.parent)).manifest:
                 yield folder
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder of runs")
+    return path
 
 
 def run_folder() -> Path | None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from saftnb.labels import duration
+
 
 @dataclass(frozen=True)
 class Row:
@@ -60,15 +62,6 @@ class Overview:
         words = [f"{self.counts['done']} of {self.runs} done", f"{len(self.rows)} running"]
         words += [f"{n} {status}" for status, n in bad.items()] + [self.left]
         return f"grid {self.grid}: {', '.join(filter(None, words))}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that one would say."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, hours = divmod(whole, 60)[0], whole // 3600
-    return f"{minutes} min {whole % 60:02d} s" if hours == 0 else f"{hours} h {minutes % 60:02d} min"
 
 
 class Display(Protocol):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saftnb.run_folder import CURRENT, find_runs, read_json
+from saftnb.run_folder import find_runs, grid_runs, read_json
 
 if TYPE_CHECKING:
     import pandas
@@ -46,9 +46,7 @@ def tables(path: Path | str, name: str) -> "pandas.DataFrame":
     if path.is_file():
         entries = [(e["id"], e["manifest"]["parameters"], e["results"]) for e in read_json(path)["runs"]]
     else:
-        current = read_json(path / CURRENT)
-        done = [run for run in find_runs(path) if run.done and (not current or run.name in current)]
-        entries = [(run.name, run.parameters, run.results) for run in done]
+        entries = [(run.name, run.parameters, run.results) for run in grid_runs(path) if run.done]
     frames = []
     for run, parameters, recorded in entries:
         table = recorded.get(name)

@@ -5,20 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from saftnb.disk import restore, whole_folder
+from saftnb.disk import whole_folder
 
 GENERATOR = b'<meta name="generator" content="saftnb report">'  # in the template of all pages
 
 
 @contextmanager
 def replaced(out: Path) -> Iterator[Path]:
-    """A new folder to build a report in; it takes the place of `out` when the block ends well.
-
-    An exception, an interrupt or a crash in the block leaves `out` as it was. Raises ValueError
-    where `out` holds anything that is not a page of a report.
-    """
+    """A new folder to build a report in, which takes the place of `out` when the block ends well; else `out` stays as
+    it was. ValueError where `out` holds anything that is not a page of a report."""
     out = Path(os.path.abspath(out))
-    restore(out)
     refuse_foreign(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(out) as building:
@@ -32,7 +28,7 @@ def refuse_foreign(out: Path) -> None:
         raise ValueError(f"{out} is not a folder; choose another place for the report")
     foreign = [entry.name for entry in sorted(out.iterdir()) if not _is_page(entry)] if out.exists() else []
     if foreign:
-        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        more = f" and {len(foreign) - 1} more" if foreign[1:] else ""
         raise ValueError(f"{out} holds {foreign[0]}{more}, which no report wrote; choose another folder")
 
 

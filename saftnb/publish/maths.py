@@ -16,17 +16,15 @@ ATTRIBUTES = {
 }  # fmt: skip
 # Notebooks number no equation; and environments that math-core knows by another name.
 ENVIRONMENTS = {
-    "equation": "", "align": "{aligned}", "eqnarray": "{aligned}", "split": "{aligned}", "alignat": "{aligned}",
-    "gather": "{gathered}", "multline": "{gathered}",
+    "equation": "", "align": "aligned", "eqnarray": "aligned", "split": "aligned", "alignat": "aligned",
+    "gather": "gathered", "multline": "gathered",
 }  # fmt: skip
 EDGE = re.compile(rf"\\(begin|end)\{{({'|'.join(ENVIRONMENTS)})\*?\}}(?:\{{\d+\}})?")
 LABEL = re.compile(r"\\(?:label|tag\*?)\{[^}]*\}")
 DEFINED = re.compile(r"\\newcommand\s*\{?(\\[A-Za-z]+)\}?")  # maybe again: math-core knows more commands than others
-# Characters, and uses of macros. Nesting as deep as these can make it fits the parser into half of a usual stack.
-LONGEST, MOST_MACROS = 1000, 10
-_convert = LatexToMathML(
-    fancy_error=False, macros={"mbox": r"\text{#1}"}, max_expansions=MOST_MACROS
-).convert_with_local_state
+# Nesting as deep as so many characters and expansions can make it fits the parser into half of a usual stack.
+LONGEST = 1000
+_convert = LatexToMathML(fancy_error=False, macros={"mbox": r"\text{#1}"}, max_expansions=10).convert_with_local_state
 
 
 def to_mathml(latex: str, *, display: bool = False) -> str:
@@ -38,7 +36,7 @@ def to_mathml(latex: str, *, display: bool = False) -> str:
     try:
         if not latex.strip() or len(latex) > LONGEST or ("#" in latex and re.search(r"\\\w*(?:command|def)", latex)):
             raise LatexError
-        source = LABEL.sub("", EDGE.sub(_edge, latex.strip()))
+        source = EDGE.sub(lambda of: (to := ENVIRONMENTS[of[2]]) and f"\\{of[1]}{{{to}}}", LABEL.sub("", latex.strip()))
         source = DEFINED.sub(r"\\providecommand{\1}{}\\renewcommand{\1}", source)
         if display and "\\\\" in source and "\\begin" not in source:
             source = rf"\begin{{aligned}}{source}\end{{aligned}}"
@@ -46,8 +44,3 @@ def to_mathml(latex: str, *, display: bool = False) -> str:
     except LatexError:
         return f'<code class="tex{" display" if display else ""}">{escape(latex.strip())}</code>'
     return math.replace("<math", f'<math alttext="{escape(" ".join(latex.split()))}"', 1)
-
-
-def _edge(found: re.Match[str]) -> str:
-    name = ENVIRONMENTS[found[2]]
-    return f"\\{found[1]}{name}" if name else ""

@@ -4,31 +4,26 @@ import json
 import re
 from collections.abc import Callable
 from itertools import islice
+from textwrap import shorten
 from typing import Any
 
 from markupsafe import Markup
 from nbconvert.filters.highlight import Highlight2HTML
-from nbformat.v4 import new_output
 
-from saftnb.publish import svg
-from saftnb.publish.prose import render_markdown
-from saftnb.publish.sanitise import LARGEST, clean_html, text_of
+from saftnb.publish.prose import PICTURES, render_markdown
+from saftnb.publish.sanitise import LARGEST, clean_html, encoded, text_of
 from saftnb.publish.text import readable, without_progress
 
 Scrub = Callable[[str], str]
 Part = tuple[str, str]  # a kind that the template knows, and its text or safe HTML
-PICTURES = ("image/png", "image/svg+xml", "image/jpeg", "image/gif", "image/webp")
 # What Python prints for the value of a drawing call: no reader of a report wants it.
 DRAWING = re.compile(r"[(\[]*(?:array\(\[*)?<(?:Figure|Axes|matplotlib|seaborn)\b.*|Text\(.*", re.DOTALL)
 FORMULA = ("$", "\\begin{equation", "\\begin{align", "\\begin{gather")  # and not a LaTeX table or document
 ACTIVE = re.compile(r"<(?:script|iframe|object|embed|canvas|svg|video|audio)\b", re.IGNORECASE)
 INTERACTIVE = re.compile(r"javascript|vnd\.(?:plotly|bokehjs|holoviews|vega|vegalite|jupyter\.widget-view)")
-# in the JSON of such a figure
 WRITTEN = re.compile(r'"(?:title|text|axis_label)":\s*("(?:[^"\\\n]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})){1,2000}")')
 ELSEWHERE = "It is in the notebook, which JupyterLab opens."
 FULL = f"From here on, what is large is left out: with it the page would be too large. {ELSEWHERE}"
-MOST_OUTPUTS = 60  # of one cell
-LARGEST_PICTURE = 6_000_000
 LARGEST_PAGE, PER_TAG = 20_000_000, 330  # characters that Chromium opens in a second, and how many a tag counts for
 
 
@@ -36,22 +31,18 @@ def read_outputs(notebook: Any, resources: dict[str, Any]) -> tuple[Any, dict[st
     """A preprocessor, after that of the prose: code and outputs become parts, and pictures are described by the text
     around them; `resources` get the figure of the headline. What would make a page too large is left out."""
     clean, figures, tagged = resources["clean"], [], ""
-    for cell, following in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
+    for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
         code = readable(cell.source, clean, str) if resources["code"] else ""
         parts = [("code", Markup(Highlight2HTML()(code, language="python")))] if code.strip() else []
-        words = (
-            f"{cell.metadata.heading or resources['title']}. {following.metadata.get('seen', '') if following else ''}"
-        )
-        own, before = cell.metadata.get("alt") or "", len(figures)
-        for output in _few(cell.outputs):
+        about = cell.metadata.alt or f"{cell.metadata.heading or resources['title']}. {cell.metadata.seen}"
+        for output in cell.outputs:
             data = output.get("data", {})
-            kind = next((kind for kind in PICTURES if 0 < len(data.get(kind, "")) < LARGEST_PICTURE), "")
-            content = svg.encoded(str(data[kind]), clean) if kind == "image/svg+xml" else data.get(kind)
+            kind = next((kind for kind in PICTURES if data.get(kind)), "")
+            content = encoded(str(data[kind]), clean) if kind == "image/svg+xml" else data.get(kind)
             if content:
-                said = own if not isinstance(own, list) else (own[len(figures) - before :] or [""])[0]
-                alt = clean(" ".join(str(said or f"Figure {len(figures) + 1}: {words}"[:400]).split()))
+                alt = shorten(clean(f"Figure {len(figures) + 1}: {about}"), 400, placeholder=" …")
                 figures.append(_picture(str(content), kind, alt, output.metadata.get(kind)))
                 parts.append(("picture", figures[-1]))
                 tagged = figures[-1] if "headline-figure" in cell.metadata.get("tags", []) else tagged
@@ -63,27 +54,19 @@ def read_outputs(notebook: Any, resources: dict[str, Any]) -> tuple[Any, dict[st
     return _small(notebook), resources
 
 
-def _few(outputs: list[Any]) -> list[Any]:
-    """The first and the last of very many outputs, and how many are left out."""
-    left, half = len(outputs) - MOST_OUTPUTS, MOST_OUTPUTS // 2
-    told = new_output("stream", text=f"… {left:,} outputs left out …")
-    return outputs if left <= 0 else [*outputs[:half], told, *outputs[-half:]]
-
-
 def _small(notebook: Any) -> Any:
     """The notebook without the parts that would make a page too large to open quickly."""
     room, full = LARGEST_PAGE, False
     for cell in notebook.cells:
-        kept = []
-        for kind, shown in cell.metadata.parts:
+        parts, cell.metadata.parts = cell.metadata.parts, []
+        for kind, shown in parts:
             size = len(shown) + PER_TAG * (1 + shown.count("<") * isinstance(shown, Markup))
             if size <= room:
                 room -= size
-                kept.append((kind, shown))
+                cell.metadata.parts.append((kind, shown))
             elif not full:
                 full = True
-                kept.append(("note", FULL))
-        cell.metadata.parts = kept
+                cell.metadata.parts.append(("note", FULL))
     return notebook
 
 
@@ -121,15 +104,13 @@ def _rich(data: dict[str, Any], clean: Scrub) -> list[Part]:
     text = readable(str(data.get("text/plain", "")), clean)
     if DRAWING.fullmatch(text.strip()) or (text.strip() and not without_progress(text)) or "Progress(" in text:
         return []
-    if any("widget-view" in kind for kind in data):
-        named = (re.match(r"\w{1,60}(?=\()", text) or [""])[0]
-        return [("note", f"An interactive widget ({named or 'of a notebook'}). {ELSEWHERE}")]
     if any(INTERACTIVE.search(kind) for kind in data) or ACTIVE.search(source):
         told = " ".join(value if isinstance(value, str) else json.dumps(value) for value in data.values())
         found = (json.loads(said[1], strict=False) for said in islice(WRITTEN.finditer(told), 50))
         written = dict.fromkeys(text_of(clean(said))[:300] for said in found)
         words = f" (“{'”, “'.join(list(filter(None, written))[:12])}”)" if any(written) else ""
         value = "" if text.lstrip().startswith(("<", "Figure(", "alt.")) else text
-        return [("note", clean(f"An interactive figure{words}: here it cannot run. {ELSEWHERE}")), ("value", value)]
+        kind = "widget" if any("widget" in kind for kind in data) else "figure"
+        return [("note", clean(f"An interactive {kind}{words}: here it cannot run. {ELSEWHERE}")), ("value", value)]
     large = [("note", f"HTML of {len(source):,} characters is too large for this page. {ELSEWHERE}")]
     return large * (len(source) > LARGEST) + [("value", text if text.strip() else "")]

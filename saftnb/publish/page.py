@@ -1,7 +1,5 @@
 """One notebook as one HTML page that needs nothing but itself."""
 
-import base64
-import hashlib
 import re
 import warnings
 from functools import cache, partial
@@ -38,11 +36,8 @@ class Pages:
         environment.autoescape = environment.trim_blocks = environment.lstrip_blocks = True
         # All that the templates print is cleaned here and then escaped, but for what the sanitiser returned.
         environment.finalize = lambda value: value if isinstance(value, Markup) else self.clean(str(value))
-        for name, each in (FILTERS | {"spaced": self._spaced, "digest": _digest}).items():
+        for name, each in (FILTERS | {"spaced": lambda name: self.clean(str(name)).replace("_", " ")}).items():
             self.exporter.register_filter(name, each)
-
-    def _spaced(self, name: Any) -> str:
-        return self.clean(str(name)).replace("_", " ")
 
     def notebook(self, path: Path, **values: Any) -> tuple[str, dict[str, Any]]:
         """The page of a notebook, and what was found in it: title, title_html, claim, figure. ValueError where it
@@ -53,13 +48,9 @@ class Pages:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notebooks of older formats are fine to read
             try:
-                notebook = nbformat.read(path, as_version=4)
-            except Exception as error:  # nbformat raises many kinds
-                raise ValueError(f"{path} is not a notebook that can be read ({type(error).__name__})") from None
-            try:
-                html, found = self.exporter.from_notebook_node(notebook, found | values)
-            except Exception as error:  # a cell, an output or metadata of another kind than the format has
-                raise ValueError(f"{path} holds what no page can be made of ({error})") from error
+                html, found = self.exporter.from_notebook_node(nbformat.read(path, as_version=4), found | values)
+            except Exception as error:  # nbformat raises many kinds, and a cell may be of another kind than it says
+                raise ValueError(f"{path}: no page can be made of it ({type(error).__name__}: {error})") from error
         return _plain(html), found
 
     def page(self, template: str, **values: Any) -> str:
@@ -68,11 +59,6 @@ class Pages:
 
 
 pages_of = cache(Pages)  # templates are compiled once for each project
-
-
-def _digest(script: str) -> str:
-    """A script as the page's policy names it, which lets no other run."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _plain(html: str) -> str:

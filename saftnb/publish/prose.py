@@ -4,7 +4,9 @@ import base64
 import re
 from collections.abc import Callable, Sequence
 from html import escape
+from itertools import pairwise
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from markupsafe import Markup
@@ -23,21 +25,19 @@ CLAIM = re.compile(r"<p>.*?</p>", re.DOTALL)
 DRAWING = re.compile(r"(?:\.\./)?drawings/[\w\-]+\.svg")  # the project's own, beside its notebooks
 SPACES = re.compile(r"([ \t]{100})[ \t]+")  # the parser takes the square of their number
 LONGEST, LONGEST_TITLE = 20_000, 200  # characters of one cell that are read as markdown, and of a title
-IMAGE_TYPES = ("image/svg+xml", "image/png", "image/jpeg", "image/gif", "image/webp")
+PICTURES = ("image/png", "image/svg+xml", "image/jpeg", "image/gif", "image/webp")
 
 
 class _Renderer(IPythonRenderer):
     """Formulas as MathML; images come from the cell itself or the project's drawings."""
 
+    block_mermaidjs = IPythonRenderer.block_code  # drawing it would take a script
+
     def __init__(self, attachments: dict[str, dict[str, str]], places: Sequence[Path]) -> None:
         super().__init__(escape=False, exclude_anchor_links=True, attachments=attachments)
         self.places = places
-
-    def block_math(self, body: str) -> str:
-        return to_mathml(body, display=True)
-
-    def inline_math(self, body: str) -> str:
-        return to_mathml(body)
+        self.inline_math = lambda body: to_mathml(body)
+        self.block_math = lambda body: to_mathml(body, display=True)
 
     def latex_environment(self, name: str, body: str) -> str:
         return to_mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", display=True)
@@ -47,14 +47,11 @@ class _Renderer(IPythonRenderer):
         drawn = [place / url for place in self.places if DRAWING.fullmatch(url) and (place / url).is_file()]
         if drawn:
             bundle = {"image/svg+xml": base64.b64encode(drawn[0].read_bytes()).decode()}
-        kind = next((kind for kind in IMAGE_TYPES if kind in bundle), "")
+        kind = next((kind for kind in PICTURES if kind in bundle), "")
         url = f"data:{kind};base64,{bundle[kind]}" if kind else url
         if not url.startswith("data:image/"):
             return f"<em>[picture outside the notebook: {escape(text_of(text))}]</em>"
         return f'<img src="{escape(url)}" alt="{escape(text_of(text))}">'
-
-    def block_mermaidjs(self, code: str) -> str:
-        return self.block_code(code)  # drawing it would take a script
 
 
 def render_markdown(
@@ -69,31 +66,28 @@ def render_markdown(
 
 
 def read_prose(notebook: Any, resources: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A preprocessor: every cell gets `parts` for the template, and code cells the heading that they stand under; title
-    and claim go into `resources`."""
+    """A preprocessor: cells get `parts` for the template, their heading, what is seen; `resources` title and claim."""
     heading, told, clean = "", False, resources["clean"]
-    for cell in notebook.cells:
-        known = {name: cell.metadata[name] for name in ("tags", "alt") if name in cell.metadata}
-        cell.metadata = NotebookNode(
-            known, heading=heading, parts=[]
-        )  # the rest is the notebook's, not for the template
+    for before, cell in pairwise([NotebookNode(metadata={}), *notebook.cells]):
+        tags, alt = cell.metadata.get("tags", []), cell.metadata.get("alt", "")
+        cell.metadata = NotebookNode(tags=tags, alt=alt, seen="", heading=heading, parts=[])
         if cell.cell_type != "markdown":
             continue
-        if resources["changed"] and COMMITTED in cell.metadata.get("tags", []):
+        if resources["changed"] and COMMITTED in tags:
             cell.metadata.parts, told = ([] if told else [("note", OTHER_PARAMETERS)]), True
             continue
         html = render_markdown(cell.source, clean, cell.get("attachments"), resources["places"])
         found = HEADING.search(html)
         if found and not resources["title_html"]:
             title, html = text_of(found[2]), html.replace(found[0], "", 1)
-            short = len(title) <= LONGEST_TITLE
-            resources["title"] = title if short else f"{title[:LONGEST_TITLE]} …"
-            resources["title_html"] = words_of(found[2]) if short else Markup.escape(resources["title"])
+            resources["title"] = short = shorten(title, LONGEST_TITLE, placeholder=" …")
+            resources["title_html"] = words_of(found[2]) if title == short else Markup.escape(short)
         if resources["title_html"] and not resources["claim"] and (claim := CLAIM.search(html)):
             resources["claim"] = clean_html(claim[0])  # a formula's text may hold a paragraph: closes it
         heading = ([heading] + [text_of(inner) for _, inner in HEADING.findall(html)])[-1]
         see = WHAT_WE_SEE.match(cell.source)
         if see:
-            cell.metadata.seen = re.split(r"(?<=[.!?])\s", text_of(render_markdown(cell.source[see.end() :], clean)))[0]
+            seen = text_of(render_markdown(cell.source[see.end() :], clean))
+            before.metadata.seen = re.split(r"(?<=[.!?])\s", seen)[0]
         cell.metadata.parts = [("see" if see else "prose", Markup(html.strip()))] if html.strip() else []
     return notebook, resources

@@ -12,13 +12,12 @@ PROGRESS = re.compile(r"(?<!\d)\d+%\|.*\||(?<!\d)\d+(?:\.\d+)?(?:it|s)/(?:it|s)\
 
 def readable(text: str, clean: Callable[[str], str], tidy: Callable[[str], str] = plain) -> str:
     """What a page shows of a text: without what `clean` takes out, and of a long one the beginning and the end."""
-    if len(text) <= LARGE:
-        head = tail = clean(tidy(text))
-        if head.count("\n") < LINES and len(head) <= CHARACTERS:
-            return head
-        text = head
-    else:
+    if len(text) > LARGE:
         head, tail = clean(tidy(text[: LARGE // 2]))[:-EDGE], clean(tidy(text[-LARGE // 2 :]))[EDGE:]
+    else:
+        head = tail = text = clean(tidy(text))
+        if text.count("\n") < LINES and len(text) <= CHARACTERS:
+            return text
     head = "\n".join(head.split("\n")[: LINES // 2])[: CHARACTERS // 2]
     tail = "\n".join(tail.split("\n")[-LINES // 2 :])[-CHARACTERS // 2 :]
     lines = text.count("\n") - 1 - head.count("\n") - tail.count("\n")

@@ -86,6 +86,18 @@ def test_a_report_opens_without_network_and_shows_everything(browser, report, na
     assert ratio >= 4.5, where
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_a_notebook_coloured_is_read_on_light_and_on_dark_pages(browser, page, tmp_path, scheme):
+    """pandas's colours are chosen for a light page, and say only half: a background, or a colour of text."""
+    table = pd.DataFrame({"task": ["a", "b"], "merged": [0.7, 0.75]}).style.highlight_max(color="#ffe3b3").to_html()
+    inline = '<p>plain <span style="color: #000">black</span> <b style="background: yellow">marked</b></p>'
+    outputs = [new_output("display_data", data={"text/html": html}) for html in (table, inline)]
+    page(new_code_cell("x", outputs=outputs), new_markdown_cell(f"words\n\n{inline}"))
+    browser.open(tmp_path / "page.html", scheme=scheme)
+    ratio, where = browser.ask(CONTRAST)
+    assert ratio >= 4.5, where
+
+
 SEEN = "getComputedStyle(document.querySelector('{}')).display !== 'none'"
 
 

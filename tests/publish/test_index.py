@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 import saftnb.publish.index as index_module
 from saftnb import disk
 from saftnb.publish import publish_runs
-from saftnb.publish.tables import duration, number
+from saftnb.publish.tables import FILTERS, number
 
 ROOT = Path(index_module.__file__).resolve().parents[2]
 
@@ -42,8 +42,8 @@ def test_the_headline_table_and_figure_come_before_the_runs(add_run, report, hea
     html = report()
     top, _, below = html.partition('id="runs"')
     assert words(re.search(r"<article.*?</article>", top, re.DOTALL)[0]).startswith("Flat minima")
-    assert re.search(r'<th scope="row">SAFT \(saft\)</th><td class="num">0\.755</td>', top)
-    assert re.search(r'<td class="num">0\.701</td>', top)
+    assert re.search(r'<th scope="row">SAFT \(saft\)</th><td data-number>0\.755</td>', top)
+    assert re.search(r"<td data-number>0\.701</td>", top)
     assert f"base64,{png}" in top
     assert 'alt="Figure 1: The worst loss nearby. SAFT stays above."' in top
     assert "The flatter, the better" in top
@@ -140,13 +140,13 @@ def test_results_that_were_altered_after_the_run_are_not_believed(add_run, repor
 
 
 def test_a_sweep_is_grouped_and_named_by_what_was_changed(add_run, report, headline):
-    for name, rho in (("b", 0.2), ("a", 0.05), ("c", 0.1)):
+    for name, rho in (("c", 0.2), ("a", 0.05), ("b", 0.1)):
         add_run(f"03_rho-{name}", overrides={"rho": rho}, results={"headline": headline})
     add_run("04_other-a", overrides={"keep_share": 0.3})
     html = report()
     _, alone, heads, *sweep = rows_of(html)
     assert words(heads) == "rho Time (budget) Status"
-    assert [words(row) for row in sweep] == [f"{rho} 75 s (10 min) done" for rho in (0.05, 0.1, 0.2)]
+    assert [words(row) for row in sweep] == [f"{rho} 1 min 15 s (10 min) done" for rho in (0.05, 0.1, 0.2)]
     assert "keep share 0.3" in words(alone)
     assert html.count("<article") == 1
     assert "The claim and the numbers, and those of 2 other runs" in html
@@ -158,7 +158,7 @@ def test_each_run_has_its_page_with_the_facts(add_run, report, tmp_path):
     report()
     html = (tmp_path / "report" / "01_saft-aaaa.html").read_text()
     facts = words(re.search(r'<dl class="facts">.*?</dl>', html, re.DOTALL)[0])
-    assert facts.startswith("notebook 01_saft status done time (budget) 75 s (10 min)")
+    assert facts.startswith("notebook 01_saft status done time (budget) 1 min 15 s (10 min)")
     assert facts.endswith("parameters rho 0.2 suite pocket lr 0.001")
     assert re.search(r'class="changed"[^>]*>rho', html)
     assert not re.search(r'class="changed"[^>]*>suite', html)
@@ -177,9 +177,9 @@ def test_a_run_over_its_budget_is_marked_by_a_word(add_run, report):
     add_run("02_quick-a", seconds=75.2, budget=80)
     add_run("03_free-a", seconds=75.2, budget=None)
     texts = [words(row) for row in rows_of(report())[1:]]
-    assert texts[0].endswith("75 s (60 s) over done")
-    assert texts[1].endswith("75 s (80 s) done")
-    assert texts[2].endswith("75 s done")
+    assert texts[0].endswith("1 min 15 s (1 min) over done")
+    assert texts[1].endswith("1 min 15 s (1 min 20 s) done")
+    assert texts[2].endswith("1 min 15 s done")
 
 
 def test_the_runs_stand_in_the_order_of_the_grids_file(add_run, report, runs, headline):
@@ -203,7 +203,7 @@ def test_a_sweep_has_a_column_for_each_changed_parameter_and_number(add_run, rep
     heads, *rows = rows_of(html)
     assert words(heads) == "seed keep accuracy Time (budget) Status"
     assert [words(row).split()[:3] for row in rows if "why" not in row] == [
-        ["0", "0.1", "0.600"], ["0", "0.25", "0.750"], ["1", "0.1", "1.600"], ["5", "0.1", "75"],
+        ["0", "0.1", "0.600"], ["0", "0.25", "0.750"], ["1", "0.1", "1.600"], ["5", "0.1", "1"],
     ]  # fmt: skip
     assert "suite pocket" in words(html.partition("<h3>")[2].partition("</h3>")[0])
     assert 'data-value="0.75"' in html
@@ -252,7 +252,7 @@ def test_runs_that_are_not_there_are_one_clear_line(runs, add_run, tmp_path):
     run = add_run("01_a-a")
     with pytest.raises(ValueError, match=r"did you mean .*runs/pocket\?"):
         publish_runs(runs.parent, out)
-    with pytest.raises(ValueError, match=r"itself a run; give .*runs/pocket$"):
+    with pytest.raises(ValueError, match=r"did you mean .*runs/pocket\?"):
         publish_runs(run, out)
     assert not out.exists()
 
@@ -346,7 +346,7 @@ def test_a_crash_between_the_two_renames_is_put_right_next_time(add_run, runs, t
     [
         (0.7654321, None, "0.765"), (76.54321, None, "76.5"), (7654.321, None, "7,654"), (3, None, "3"),
         (-0.5, None, "−0.500"), (-0.0001, 0.9, "0.000"), (0.00012, None, "1.2e−04"),
-        (float("nan"), None, "–"), (float("-inf"), None, "−∞"), (5.0, 80.0, "5.0"),
+        (5.0, 80.0, "5.0"),
         (12000, None, "12,000"), (0.0, None, "0.000"),
     ],
 )  # fmt: skip
@@ -354,13 +354,9 @@ def test_numbers_are_written_as_in_a_table(value, largest, text):
     assert number(value, largest) == text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(3.04, "3.0 s"), (75.2, "75 s"), (600, "10 min"), (7200, "2.0 h"), (None, "–"), ("x", "–")],
-)
-def test_durations_are_said_in_a_fitting_unit(seconds, text):
-    assert duration(seconds) == text
-    assert duration(seconds, 600) == (f"{text} (10 min)" if text != "–" else "–")
+@pytest.mark.parametrize(("seconds", "text"), [(75.2, "1 min 15 s"), (None, "–"), ("x", "–"), (float("inf"), "–")])
+def test_a_duration_that_is_none_is_a_dash(seconds, text):
+    assert FILTERS["duration"](seconds) == text
 
 
 def test_question_answer_and_figure_stand_open_and_the_rest_is_folded(add_run, report, headline, tmp_path):

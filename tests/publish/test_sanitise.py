@@ -95,7 +95,7 @@ def test_unbalanced_html_cannot_close_what_is_around_it():
 def test_a_pandas_table_survives_with_its_numbers_aligned():
     frame = pd.DataFrame({"recipe": ["sgd", "saft"], "merged": [0.7, -0.75], "n": [1, 2]})
     html = clean_html(frame._repr_html_())
-    assert re.search(r'<td class="num">0\.70</td>', html)
+    assert re.search(r'<td data-number="">0\.70</td>', html)
     assert "<td>saft</td>" in html
     assert html.count("<tr") == 3
     assert 'class="scroll" tabindex="0"' in html
@@ -120,8 +120,7 @@ def test_a_pandas_styler_keeps_its_colours_inside_its_own_table():
     (rule,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
     selector = rule.partition("{")[0]
     assert "background-color:#ffe3b3" in rule
-    assert rule.count(":") == rule.count(";") + 1 == 2
-    assert "color:#1b1f24" in rule, "dark text on a light cell, on a dark page too"
+    assert rule.count(":") == rule.count("{") == 1
     assert f'id="{selector.lstrip("#")}"' in html
     assert "Caption" in html
     assert "onclick" not in html
@@ -148,13 +147,6 @@ def test_a_stylesheet_reaches_nothing_outside_its_table(css):
     assert kept in ("", "#T_a{color:red}")
 
 
-def test_black_text_is_left_to_the_page():
-    assert (
-        clean_html('<span style="color: black; font-weight: bold">x</span>')
-        == '<span style="font-weight:bold">x</span>'
-    )
-
-
 @pytest.mark.parametrize(
     "style", ["padding:0.125em 12px", "border-bottom:1px solid #112233", "border-top:2px solid rgb(100, 200, 255)"]
 )
@@ -179,7 +171,8 @@ def test_no_pattern_reads_a_long_text_again_and_again():
     long = "a" * 390_000
     for html in (
         "<style>" + "/*" * 190_000, "<style>#T_" + long, f"<style>#T_{long}!{{color:red}}</style>",
-        f"<table><tr><td>{'1' * 390_000}x</td></tr></table>",
+        f"<table><tr><td>{'1' * 390_000}x</td></tr></table>", f"<table><tr><td>{' ' * 390_000}x</td></tr></table>",
+        f"<table><tr>{'<td>' * 60_000}</tr></table>", f"<table><tr><td>{'<i></i>' * 55_000}x</td></tr></table>",
     ):  # fmt: skip
         assert "<style" not in clean_html(html)
 
@@ -191,6 +184,6 @@ def test_a_script_without_an_end_takes_nothing_with_it():
 
 
 def test_a_number_inside_markup_is_a_number_and_a_stylesheet_tells_no_secret():
-    assert clean_html("<table><tr><td><span>7</span></td><td>5 <b>x</b></td></tr></table>").count('class="num"') == 1
+    assert clean_html("<table><tr><td><span>7</span></td><td>5 <b>x</b></td></tr></table>").count("data-number") == 1
     css = "<style id='s'>#T_a{font-family:abcd}</style>"
     assert "<style>#T_a{font-family:***}</style>" in clean_html(css, lambda text: text.replace("abcd", "***"))

@@ -22,7 +22,7 @@
     [...table.tHead.rows[0].cells].forEach((head, column) => {
       const cells = [...table.tBodies].map((run) => run.rows[0].cells[column]);
       if (cells.every((cell) => cell.dataset.value === undefined)) return;
-      head.classList.toggle("num", cells.some((cell) => cell.classList.contains("num")));
+      head.toggleAttribute("data-number", cells.some((cell) => cell.hasAttribute("data-number")));
       const button = document.createElement("button");
       button.append(...head.childNodes);
       head.append(button);
