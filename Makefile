@@ -32,7 +32,7 @@ test: $(READY)
 
 pytest: export OMP_NUM_THREADS = 1
 pytest: $(READY)
-	$(BIN)/python -m pytest tests -n 2 --durations=10
+	$(BIN)/python -m pytest tests -n 2 --dist worksteal --durations=10
 
 # Which lines the tests reach.
 coverage: export OMP_NUM_THREADS = 1

@@ -4,7 +4,7 @@ import getpass
 import os
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
@@ -61,33 +61,53 @@ def scrub(text: str, roots: Iterable[Path] = ()) -> str:
 
     `roots` are further folders whose paths become relative (the project of the runs that are being published).
     """
-    for secret in _secrets():
-        text = text.replace(secret, "***")
-    text = _without(text, store_root(), "store")
-    for root in sorted({project_root(), *roots}, key=lambda root: len(str(root)), reverse=True):
-        text = _without(text, root, "")
-    text = _without(KERNEL_FILE.sub("notebook cell", text), Path.home(), "~")
-    text = ELSEWHERE.sub("…/", ANY_HOME.sub("~", text))
-    for name, instead in ((socket.gethostname(), "host"), (_user(), "user")):
-        if _no_word(name):
-            text = re.sub(rf"\b{re.escape(name)}\b", instead, text)
-    return text
+    return scrubber(roots)(text)
 
 
-def discreet(text: str, roots: Iterable[Path] = ()) -> str:
-    """`scrub`, also where an encoding of HTML, of URLs or of JSON hides what must not be told: the text is then
+def scrubber(roots: Iterable[Path] = ()) -> Callable[[str], str]:
+    """`scrub` for many texts, with the folders, the names and the environment as they are now."""
+    secrets, home = _secrets(), _folder(Path.home(), "~")
+    roots = sorted({project_root(), *roots}, key=lambda root: len(str(root)), reverse=True)
+    folders = [_folder(store_root(), "store"), *(_folder(root, "") for root in roots)]
+    names = [
+        (re.compile(rf"\b{re.escape(name)}\b"), instead)
+        for name, instead in ((socket.gethostname(), "host"), (_user(), "user"))
+        if _no_word(name)
+    ]
+
+    def scrubbed(text: str) -> str:
+        for secret in secrets:
+            text = text.replace(secret, "***")
+        for without in folders:
+            text = without(text)
+        text = home(KERNEL_FILE.sub("notebook cell", text))
+        text = ELSEWHERE.sub("…/", ANY_HOME.sub("~", text))
+        for pattern, instead in names:
+            text = pattern.sub(instead, text)
+        return text
+
+    return scrubbed
+
+
+def discreet(roots: Iterable[Path] = ()) -> Callable[[str], str]:
+    """`scrubber`, also where an encoding of HTML, of URLs or of JSON hides what must not be told: the text is then
     decoded."""
-    text = scrub(text, roots)
-    for decode in (unescape, unquote, _without_escapes):
-        decoded = text
-        for _ in range(3):  # encoded twice, it is still easy to read
-            before, decoded = decoded, decode(decoded)
-            if decoded == before:
-                break
-            if (known := scrub(decoded, roots)) != decoded:
-                text = known
-                break
-    return text
+    scrubbed = scrubber(roots)
+
+    def clean(text: str) -> str:
+        text = scrubbed(text)
+        for decode in (unescape, unquote, _without_escapes):
+            decoded = text
+            for _ in range(3):  # encoded twice, it is still easy to read
+                before, decoded = decoded, decode(decoded)
+                if decoded == before:
+                    break
+                if (known := scrubbed(decoded)) != decoded:
+                    text = known
+                    break
+        return text
+
+    return clean
 
 
 def _without_escapes(text: str) -> str:
@@ -95,13 +115,13 @@ def _without_escapes(text: str) -> str:
     return ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else "/", text)
 
 
-def _without(text: str, folder: Path, name: str) -> str:
-    """`text` with `name` in place of `folder`; with "", what lies in the folder becomes relative to it."""
+def _folder(folder: Path, name: str) -> Callable[[str], str]:
+    """What puts `name` in place of `folder` in a text; with "", what lies in the folder becomes relative to it."""
     if len(folder.parts) < 2:
-        return text
+        return lambda text: text
     inside, alone = (f"{name}/", name) if name else ("", ".")
     pattern = re.compile(rf"(?<![\w.~-]){re.escape(str(folder))}(?:(/)(?=[\w.])|(?![\w.-]))")
-    return pattern.sub(lambda found: inside if found[1] else alone, text)
+    return lambda text: pattern.sub(lambda found: inside if found[1] else alone, text)
 
 
 def plain(text: str) -> str:

@@ -138,7 +138,7 @@ def test_papermill_describes_every_parameter(path: Path) -> None:
 def test_papermill_by_hand_from_another_folder(tmp_path: Path) -> None:
     """Values given by -p and -y, a store of its own, and of the training bars one line each."""
     command = [str(BIN / "papermill"), str(NOTEBOOKS / f"{FIRST}.ipynb"), "out.ipynb"]
-    values = {"suite": "thimble", "task": "patterns", "random_directions": "2", "line_pictures": "100", "steps": "2"}
+    values = {"suite": "thimble", "task": "patterns", "random_directions": "2", "line_pictures": "20", "steps": "2"}
     for name, value in values.items():
         command += ["-p", name, value]
     command += ["-y", "more_seeds: [1]"]

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from saftnb.publish.folder import replaced
-from saftnb.publish.page import Pages, pages_of
+from saftnb.publish.page import Pages
 from saftnb.run_folder import RunFolder, grid_runs
 from saftnb.scrub import root_above
 
@@ -26,7 +26,7 @@ def publish_runs(runs: Path, out: Path, *, code: bool = True) -> Path:
     """
     runs, out = Path(runs), Path(out)
     found = read_runs(runs)
-    pages, name = pages_of(root_above(runs)), str(found[0].manifest.get("grid") or runs.resolve().name)
+    pages, name = Pages(root_above(runs)), str(found[0].manifest.get("grid") or runs.resolve().name)
     with replaced(out) as folder:
         entries = [_run_page(run, folder, pages, grid=name, code=code) for run in found]
         _index_page(entries, folder, pages, grid=name)

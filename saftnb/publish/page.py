@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ class Pages:
     """Pages of the templates, without what is nobody's business; paths in `root` become relative."""
 
     def __init__(self, root: Path) -> None:
-        self.clean, self.root = partial(discreet, roots=[root]), root
+        self.clean, self.root = discreet([root]), root
         self.exporter = TemplateExporter(
             extra_template_basedirs=[str(files("saftnb.publish"))], template_name="report", file_extension=".html",
             optimistic_validation=True,
@@ -56,9 +55,6 @@ class Pages:
     def page(self, template: str, **values: Any) -> str:
         """The page of any other template."""
         return _plain(self.exporter.environment.get_template(template).render(**values))
-
-
-pages_of = cache(Pages)  # templates are compiled once for each project
 
 
 def _plain(html: str) -> str:

@@ -441,8 +441,8 @@ def test_kill_9_in_mid_training_loses_nothing(suite, fresh_store, tmp_path):
         textwrap.dedent("""
         from saftnb.finetune import finetune, recipe, resume
         from saftnb.suites import load_suite
-        resume.SAVE_EVERY = 5
-        plan = recipe("saft", "thimble", steps=60, warmup=2, evaluate_every=20)
+        resume.SAVE_EVERY = 2
+        plan = recipe("saft", "thimble", steps=24, warmup=2, evaluate_every=8)
         finetune(load_suite("thimble"), "digits", plan, progress=False)
     """)
     )
@@ -453,7 +453,7 @@ def test_kill_9_in_mid_training_loses_nothing(suite, fresh_store, tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not [p for p in fresh_store.iterdir() if p.name != ".partial"]
-    long = plan(steps=60, evaluate_every=20)
+    long = plan(steps=24, evaluate_every=8)
     resumed = finetune(suite, "digits", long, progress=False)
     os.environ["SAFTNB_STORE"] = str(fresh_store) + "-2"  # the fixture's monkeypatch puts it back
     assert equal(resumed.task_vector, finetune(suite, "digits", long, progress=False).task_vector)

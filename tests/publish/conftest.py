@@ -101,7 +101,10 @@ def runs(tmp_path: Path) -> Path:
 @pytest.fixture
 def add_run(runs: Path, cells) -> Callable[..., Path]:
     """Add a run folder; keywords change its manifest."""
+    return adding(runs, cells)
 
+
+def adding(runs: Path, cells: list) -> Callable[..., Path]:
     def add(name: str, *, results: dict | None = None, own_cells: list | None = None, **changes) -> Path:
         folder = runs / name
         folder.mkdir()

@@ -9,7 +9,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
 from saftnb.publish import publish_runs
-from tests.publish.conftest import publish_notebook
+from tests.publish.conftest import adding, publish_notebook
 from tests.tools.chromium import CHROMIUM, Browser
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
@@ -122,9 +122,12 @@ def test_the_code_is_shown_by_one_switch_with_the_keyboard_and_is_printed_as_it_
     assert browser.complaints() == []
 
 
-@pytest.fixture
-def large(add_run, runs, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def large(tmp_path_factory, cells) -> Path:
     """The index of a grid of 153 runs of four notebooks; two did not end well."""
+    runs = tmp_path_factory.mktemp("large") / "runs" / "pocket"
+    runs.mkdir(parents=True)
+    add_run = adding(runs, cells)
     for task in range(50):
         for seed in range(3):
             status = {} if (task, seed) != (7, 1) else {"status": "failed", "reason": "ValueError: no such task"}
@@ -135,7 +138,7 @@ def large(add_run, runs, tmp_path) -> Path:
     for name in ("01_one-a", "03_two-a"):
         add_run(name, results={"gain": 0.5})
     add_run("04_bad-a", status="killed", reason="out of memory")
-    return publish_runs(runs, tmp_path / "report")
+    return publish_runs(runs, runs.parents[1] / "report")
 
 
 SHOWN = "[...document.querySelectorAll('.runs tbody')].filter(r => r.offsetParent)"

@@ -17,6 +17,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SIZES = {
     "00_merging_by_hand": {
         "suite": "thimble",
+        "steps": 8,
         "one": "digits",
         "points": 3,
         "pictures": 20,
@@ -24,6 +25,7 @@ SIZES = {
     },
     "01_sharpness_aware_finetuning": {
         "suite": "thimble",
+        "steps": 8,
         "task": "patterns",
         "more_seeds": [1],
         "random_directions": 2,
@@ -31,9 +33,10 @@ SIZES = {
     },
     "02_merging_comparison": {
         "suite": "thimble",
+        "steps": 8,
         "recipes": ["sgd", "saft"],
-        "search_pictures": 25,
-        "test_pictures": 50,
+        "search_pictures": 10,
+        "test_pictures": 20,
         "seeds": [0, 1],
         "scales": [0.1, 0.5],
         "ties_scales": [0.5],
@@ -45,14 +48,16 @@ SIZES = {
     "03_evidence": {"draws": 500},
     "04_weight_disentanglement": {
         "suite": "thimble",
+        "steps": 8,
         "seeds": [0, 1],
         "pairs": ["digits+patterns"],
         "cells": 3,
         "pictures": 20,
     },
-    "05_cross_task_linearity": {"suite": "thimble", "seeds": [0, 1], "pictures": 10},
+    "05_cross_task_linearity": {"suite": "thimble", "steps": 8, "seeds": [0, 1], "pictures": 10},
     "06_joint_loss_linearity": {
         "suite": "thimble",
+        "steps": 8,
         "seeds": [0, 1],
         "pairs": ["digits+patterns"],
         "points": 3,
@@ -62,6 +67,7 @@ SIZES = {
     },
     "07_sharpness": {
         "suite": "thimble",
+        "steps": 8,
         "seeds": [0, 1],
         "pair": "digits+patterns",
         "hessian_pictures": 10,
@@ -74,6 +80,7 @@ SIZES = {
     },
     "08_lora_merging": {
         "suite": "thimble",
+        "steps": 8,
         "seeds": [0, 1],
         "scales": [0.3, 1.0],
         "keeps": [0.2],
@@ -86,15 +93,17 @@ SIZES = {
     },
     "09_joint_task": {
         "suite": "thimble",
+        "steps": 8,
         "seeds": [0, 1],
         "scales": [0.3, 1.0],
         "keeps": [0.2],
         "drops": [0.5],
         "draws": [0],
     },
-    "10_alignment": {"suite": "thimble", "seeds": [0, 1], "pictures": 3, "tokens": 100},
+    "10_alignment": {"suite": "thimble", "steps": 8, "seeds": [0, 1], "pictures": 3, "tokens": 100},
     "11_knots_ablations": {
         "suite": "thimble",
+        "steps": 8,
         "seeds": [0, 1],
         "ranks": [2, 16],
         "subset_sizes": [2],
@@ -103,6 +112,7 @@ SIZES = {
     },
     "12_flat_and_aligned": {
         "suite": "thimble",
+        "steps": 8,
         "seeds": [0, 1],
         "scales": [0.3, 1.0],
         "keeps": [0.2],
@@ -112,6 +122,7 @@ SIZES = {
     },
     "13_nli": {
         "suite": "thimble-nli",
+        "steps": 4,
         "seeds": [0, 1],
         "methods": ["task_arithmetic", "ties", "dare_ties", "iso_c"],
         "scales": [0.3, 1.0],
@@ -120,12 +131,13 @@ SIZES = {
         "draws": [0],
         "spectral_scales": [1.0],
         "search_pairs": 6,
-        "test_pairs": 30,
-        "baseline_pairs": 48,
+        "test_pairs": 12,
+        "baseline_pairs": 24,
     },
     "14_learned_merging": {
         "suite": "thimble",
-        "seeds": [0, 1],
+        "steps": 8,
+        "seeds": [0],
         "pools": [4, 0],
         "kinds": ["channel", "weights"],
         "learn_steps": 2,
