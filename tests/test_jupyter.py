@@ -62,7 +62,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
     books, own = tmp_path / "books", tmp_path / "own"
     books.mkdir()
     path = NOTEBOOKS / f"{FIRST}.ipynb"
-    small = SIZES[FIRST] | {"steps": 10}
+    small = SIZES[FIRST] | {"steps": 10, "more_seeds": []}
     copy = papermill.execute_notebook(path, books / path.name, small, prepare_only=True, progress_bar=False)
     for cell in copy.cells:
         if cell.cell_type == "code":
@@ -136,12 +136,12 @@ def test_papermill_describes_every_parameter(path: Path) -> None:
 
 
 def test_papermill_by_hand_from_another_folder(tmp_path: Path) -> None:
-    """Values given by -p and -y, a store of its own, and of the training bars one line each."""
-    command = [str(BIN / "papermill"), str(NOTEBOOKS / f"{FIRST}.ipynb"), "out.ipynb"]
-    values = {"suite": "thimble", "task": "patterns", "random_directions": "2", "line_pictures": "20", "steps": "2"}
+    """Values given by -p and -y, a store of its own, and of the training's bar one line."""
+    command = [str(BIN / "papermill"), str(NOTEBOOKS / "appendix" / "finetune_task.ipynb"), "out.ipynb"]
+    values = {"suite": "thimble", "task": "patterns", "steps": "4"}
     for name, value in values.items():
         command += ["-p", name, value]
-    command += ["-y", "more_seeds: [1]"]
+    command += ["-y", "{seed: 1, recipe: sgd}"]
     environment = os.environ | {"SAFTNB_STORE": str(tmp_path / "store"), "PYTHONPATH": str(ROOT)}
     shown = subprocess.run(
         [*command, "--log-output", "--no-progress-bar"], cwd=tmp_path, env=environment, capture_output=True, text=True
@@ -151,7 +151,7 @@ def test_papermill_by_hand_from_another_folder(tmp_path: Path) -> None:
     assert all(cell.execution_count for cell in done.cells if cell.cell_type == "code")
     streams = [out.text for cell in done.cells for out in cell.get("outputs", []) if out.get("name") == "stderr"]
     bars = [line for text in streams for line in text.splitlines() if "%|" in line]
-    assert len([line for line in bars if "100%|" in line]) >= 2
+    assert len([line for line in bars if "100%|" in line]) >= 1
     assert len(bars) == len({line.split(":")[0] for line in bars}), "one line for each bar"
     assert "\r" not in "".join(streams) + shown.stderr
     assert shown.stderr.count("%|") == len(bars)
