@@ -83,7 +83,8 @@ def poisoned(monkeypatch, step: int, name: str, value: float) -> None:
 
 
 def train(plan="sgd", steps=8, suite=SUITE, task="digits", **changes):
-    return finetune(suite, task, replace(recipe(plan, suite).shortened(steps), **changes), progress=False)
+    quick = {"batch_size": 8} | changes
+    return finetune(suite, task, replace(recipe(plan, suite).shortened(steps), **quick), progress=False)
 
 
 def states(store: Path) -> list[dict]:
