@@ -5,12 +5,19 @@ the pre-training corpus must not share stand in `backbones/corpus.py`.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
+from saftnb import render
+from saftnb.disk import whole_file
+from saftnb.paths import data_root
 from saftnb.render import PATTERNS, glyphs, paint, pattern, scatter, shapes
 from saftnb.suites import sources
 from saftnb.suites.task import Task, divide
@@ -46,19 +53,20 @@ def _grain(picture: np.ndarray, generator: np.random.Generator, deviation: float
     return (picture + noise).round().clip(0, 255).astype(np.uint8)
 
 
-def _matplotlib() -> Path:
-    """Its folder, without importing it."""
+@cache
+def _fonts() -> list[Path]:
+    """The files of `FONTS`, which come with matplotlib, found without importing it."""
     found = find_spec("matplotlib")
     if found is None or found.origin is None:
         raise sources.MissingSource("the fonts come with matplotlib: pip install 'saftnb[notebooks]'")
-    return Path(found.origin).parent
+    folder = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
+    return [folder / file for file in FONTS.values()]
 
 
 def _fonts_picture(label: int, generator: np.random.Generator) -> np.ndarray:
-    folder = _matplotlib() / "mpl-data" / "fonts" / "ttf"
     letters = "".join(generator.choice(list("ABDEGHKMNRSTabdefghikmnrst"), size=2))
     mask = glyphs(
-        letters, folder / list(FONTS.values())[label], height=generator.uniform(14, 17),
+        letters, _fonts()[label], height=generator.uniform(14, 17),
         angle=generator.uniform(-4, 4), shift=generator.uniform(-2, 2, size=2).tolist(),
     )  # fmt: skip
     return _grain(paint(mask, *_greys(generator, 120)), generator, 12)
@@ -80,9 +88,27 @@ def _patterns_picture(label: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def _render(draw: Draw, classes: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Drawing takes seconds: the pictures are kept under `data_root()`, for this code and these packages."""
     labels = np.arange(count) % classes
+    file = data_root() / "rendered" / f"{draw.__name__.strip('_')}-{_drawn_by()}.npz"
+    # not there, or not whole, which the checksum in a zip file tells
+    with suppress(OSError, EOFError, ValueError, BadZipFile), file.open("rb") as opened, np.load(opened) as kept:
+        return kept["images"], labels
     generator = np.random.default_rng([RENDER_SEED, seed])
-    return np.stack([draw(int(label), generator) for label in labels]), labels
+    images = np.stack([draw(int(label), generator) for label in labels])
+    with suppress(OSError):  # where nothing can be written they are drawn each time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(file, durable=False) as part, part.open("wb") as out:
+            np.savez(out, images=images)
+    return images, labels
+
+
+@cache
+def _drawn_by() -> str:
+    """Changes with everything that decides a rendered picture: our code, and the packages that draw and bring fonts."""
+    versions = [version(package) for package in ("numpy", "pillow", "matplotlib")]
+    code = [Path(file).read_text() for file in (__file__, render.__file__)]
+    return sha256("\n".join(versions + code).encode()).hexdigest()[:12]
 
 
 # name -> (origin, class names, prompts, source of (images, labels), {split: pictures})

