@@ -257,7 +257,7 @@ _RECIPES["pocket-nli"] = [
 _RECIPES["thimble-nli"] = [
     dataclasses.replace(plan, steps=8, batch_size=16, warmup=1, evaluate_every=4) for plan in _RECIPES["pocket-nli"]
 ]
-_THIMBLE: Fields = {"batch_size": 32, "warmup": 4, "evaluate_every": 8}
+_THIMBLE: Fields = {"batch_size": 16, "warmup": 4, "evaluate_every": 8}
 _RECIPES["thimble"] = [
     dataclasses.replace(plan, steps=48 if plan.name == "sgd-2x" else 24, **_THIMBLE) for plan in _RECIPES["pocket"]
 ]

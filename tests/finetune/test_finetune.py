@@ -41,7 +41,7 @@ def suite():
 
 
 def plan(name="saft", **changes):
-    return recipe(name, "thimble", **{"steps": 6, "warmup": 2, "evaluate_every": 3} | changes)
+    return recipe(name, "thimble", **{"steps": 6, "warmup": 2, "evaluate_every": 3, "batch_size": 16} | changes)
 
 
 def equal(a, b):
@@ -128,18 +128,19 @@ def test_the_result_learns_and_is_the_best_look(suite):
 
 def test_a_recipe_stops_at_the_accuracy_it_is_given(suite, monkeypatch):
     """The weights are those that the whole training has at that look, since the schedule stays the same."""
-    whole = finetune(suite, "patterns", recipe("sgd", suite, evaluate_every=4), progress=False)
+    changes = {"batch_size": 32, "evaluate_every": 4}
+    whole = finetune(suite, "patterns", recipe("sgd", suite, **changes), progress=False)
     looks = whole.history
     place = looks["validation_accuracy"].argmax()
     wanted, steps_there = looks["validation_accuracy"].iloc[place], looks["step"].iloc[place]
     assert 4 < steps_there < 24
-    stopping = recipe("sgd", suite, evaluate_every=4, stop_at=wanted)
+    stopping = recipe("sgd", suite, **changes, stop_at=wanted)
     steps = count_steps(monkeypatch)
     stopped = finetune(suite, "patterns", stopping, progress=False)
     assert len(steps) == steps_there
     assert stopped.validation_accuracy == wanted
     assert stopped.history.equals(looks.iloc[: place + 1])
-    reference = Training(suite.classifier("patterns"), suite.tasks["patterns"], recipe("sgd", suite), 0, CPU)
+    reference = Training(suite.classifier("patterns"), suite.tasks["patterns"], recipe("sgd", suite, **changes), 0, CPU)
     with train_module.threads(1):
         for _ in range(steps_there):
             reference.step()
@@ -423,7 +424,8 @@ def _train_and_count(queue, folder):
 
 
 def test_two_processes_that_need_the_same_checkpoint_train_it_once(fresh_store):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imported once for both
     queue = context.Queue()
     workers = [context.Process(target=_train_and_count, args=(queue, str(fresh_store))) for _ in range(2)]
     for worker in workers:
@@ -442,7 +444,7 @@ def test_kill_9_in_mid_training_loses_nothing(suite, fresh_store, tmp_path):
         from saftnb.finetune import finetune, recipe, resume
         from saftnb.suites import load_suite
         resume.SAVE_EVERY = 2
-        plan = recipe("saft", "thimble", steps=24, warmup=2, evaluate_every=8)
+        plan = recipe("saft", "thimble", steps=24, warmup=2, evaluate_every=8, batch_size=16)
         finetune(load_suite("thimble"), "digits", plan, progress=False)
     """)
     )

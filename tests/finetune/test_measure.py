@@ -27,7 +27,6 @@ def by_hand(width, layers, patches, side, patch, embed):
     ("name", "shape"),
     [
         ("ViT-B-32", (768, 12, 49, 224, 32, 512)),
-        ("ViT-B-16", (768, 12, 196, 224, 16, 512)),
         ("ViT-L-14", (1024, 24, 256, 224, 14, 768)),
     ],
 )

@@ -1,6 +1,7 @@
 """`SharpnessAware` with what training loops use, each against a plain loop that takes the two passes by hand."""
 
 import copy
+import multiprocessing
 
 import pytest
 import torch
@@ -151,7 +152,8 @@ def _half(rank: int, meeting: str, answers: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of its processes
 def test_two_processes_with_half_a_batch_each_step_as_one_with_all_of_it(tmp_path):
-    mp.spawn(_half, (str(tmp_path / "meeting"), str(tmp_path)), nprocs=2)
+    multiprocessing.set_forkserver_preload([__name__])  # imported once for both
+    mp.start_processes(_half, (str(tmp_path / "meeting"), str(tmp_path)), nprocs=2, start_method="forkserver")
     plain = network()
     for _ in range(3):
         plain_step(plain, [data()])

