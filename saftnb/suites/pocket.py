@@ -157,5 +157,5 @@ def pocket_task(name: str) -> Task:
 def thimble_task(name: str) -> Task:
     """A few hundred pictures of a pocket task, its first ones of each split, for tests."""
     task = pocket_task(name)
-    parts = {"train": task.train[:256], "validation": task.validation[:100], "test": task.test[:200]}
+    parts = {"train": task.train[:256], "validation": task.validation[:60], "test": task.test[:100]}
     return Task(task.name, task.origin, task.class_names, task.prompts, **parts)

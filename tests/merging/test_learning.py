@@ -119,7 +119,7 @@ def reference_loss(one, suite, vectors, c, tangent=False):
     total = 0
     for task, vector in vectors.items():
         model = suite.classifier(task, tower)
-        batch = suite.tasks[task].validation.images[pool(100, 12, 0)[one.batch(task, one.next_step)]]
+        batch = suite.tasks[task].validation.images[pool(60, 12, 0)[one.batch(task, one.next_step)]]
         found = functional_call(model, {f"tower.{name}": value for name, value in merged.items()}, (batch,))
         teacher = suite.classifier(task, suite.tower(vector, tangent=tangent))(batch).detach()
         T = one.plan.temperature
@@ -402,11 +402,11 @@ def test_few_pictures_get_crops_which_their_own_model_has_seen(suite):
     teacher = suite.classifier("digits", suite.tower(vectors["digits"]))
     torch.testing.assert_close(one.teachers["digits"][12], teacher(pool[12:13]).log_softmax(dim=1)[0].detach())
     assert len(learning(suite, vectors, examples=12, views=18).pools["digits"]) == 12
-    everything = {"examples": 0, "views": 200}  # the same pictures for every seed, and one round of crops
+    everything = {"examples": 0, "views": 120}  # the same pictures for every seed, and one round of crops
     first, other = (learning(suite, vectors, seed=seed, **everything).pools["digits"] for seed in (0, 1))
-    assert len(first) == 200
-    assert torch.equal(first[:100], other[:100])
-    assert not torch.equal(first[100:], other[100:])
+    assert len(first) == 120
+    assert torch.equal(first[:60], other[:60])
+    assert not torch.equal(first[60:], other[60:])
     assert not equal(learn(suite, vectors, **QUICK).values, learn(suite, vectors, **QUICK | {"views": 30}).values)
 
 
