@@ -10,25 +10,26 @@ LAB ?=
 THIMBLE := $(RUNS)/thimble
 STANDINS := $(RUNS)/standins-data
 
-.PHONY: report test pytest coverage soak lab grid notebooks bench smollm spot-check lint clean
+.PHONY: report test pytest standins coverage soak lab grid notebooks bench smollm spot-check lint clean
 
 report: $(READY)
 	$(BIN)/saftnb grid notebooks/grids/pocket.yaml --runs $(RUNS) --report reports/pocket
 
 # Two workers with one thread each. The notebooks run under nbval as copies at thimble size, with their own store, and
-# once with suite=vision8 on stand-ins for the hub's data and OpenAI's weights.
+# those with a suite once with suite=vision8 or nli6 on stand-ins for the hub's data and the published weights.
 test: export OMP_NUM_THREADS = 1
-test: NBVAL = -p tests.tools.private_kernels -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 test: $(READY)
-	$(MAKE) -j 2 lint pytest
 	rm -rf $(THIMBLE) $(STANDINS)
+	$(MAKE) -j 2 pytest lint standins
 	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/saftnb grid tests/tools/thimble-seeds.yaml --runs $(RUNS)
 	$(BIN)/python tests/tools/thimble_notebooks.py $(THIMBLE) $(RUNS)/thimble-seeds
-	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/python -m pytest $(NBVAL) $(THIMBLE)
+	SAFTNB_DATA=$(abspath $(STANDINS)) SAFTNB_STORE=$(abspath $(THIMBLE))/store \
+		$(BIN)/python -m pytest -p tests.tools.private_kernels -n 2 --dist loadfile --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout=300 $(THIMBLE) $(STANDINS)/notebooks
+
+standins: $(READY)
 	$(BIN)/python tests/tools/standins.py $(STANDINS)
 	$(BIN)/python tests/tools/thimble_notebooks.py $(STANDINS)/notebooks tests/tools/standins.yaml
-	SAFTNB_DATA=$(abspath $(STANDINS)) SAFTNB_STORE=$(abspath $(STANDINS))/store \
-		$(BIN)/python -m pytest $(NBVAL) $(STANDINS)/notebooks
 
 pytest: export OMP_NUM_THREADS = 1
 pytest: $(READY)

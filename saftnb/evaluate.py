@@ -132,17 +132,15 @@ def ensemble_hits(
 ) -> dict[str, Tensor]:  # fmt: skip
     """`hits` on every task (on the first so many pictures or pairs) of the ensemble of all tasks' own models: the mean
     of their class probabilities there."""
-    found = {}
-    for task in vectors:
-        part = suite.tasks[task].splits[split][:examples]
-        towers = (suite.tower(vector, tangent=tangent) for vector in vectors.values())
-        with naming(f"{suite.name}, {task}, {split}, one of the ensemble"):
-            each = (
-                logits(suite.classifier(task, tower), part.inputs, device=device).softmax(dim=1) for tower in towers
-            )
-            shares = sum(each, torch.zeros(()))
-        found[task] = shares.argmax(dim=1) == part.labels
-    return found
+    parts = {task: suite.tasks[task].splits[split][:examples] for task in vectors}
+    shares = dict.fromkeys(parts, torch.zeros(()))
+    for vector in vectors.values():
+        tower = suite.tower(vector, tangent=tangent)
+        for task, part in parts.items():
+            with naming(f"{suite.name}, {task}, {split}, one of the ensemble"):
+                found = logits(suite.classifier(task, tower), part.inputs, device=device)
+            shares[task] = shares[task] + found.softmax(dim=1)
+    return {task: shares[task].argmax(dim=1) == part.labels for task, part in parts.items()}
 
 
 def joint_ranks(

@@ -37,7 +37,7 @@ SIZES = {
         "recipes": ["sgd", "saft"],
         "search_pictures": 10,
         "test_pictures": 20,
-        "seeds": [0, 1],
+        "seeds": [0],
         "scales": [0.1, 0.5],
         "ties_scales": [0.5],
         "keeps": [0.2],
