@@ -190,7 +190,8 @@ def grid_runs(folder: Path) -> list[RunFolder]:
         said = None
     found = {run.name: run for run in map(RunFolder, sorted(_existing(folder).iterdir())) if run.begun}
     if isinstance(said, list) and said:
-        return [found[name] for name in said if isinstance(name, str) and name in found]
+        named = dict.fromkeys(name for name in said if isinstance(name, str))  # each once
+        return [found[name] for name in named if name in found]
     return sorted(found.values(), key=lambda run: str(run.manifest.get("started", "")))
 
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from saftnb.paths import project_root, store_root
 
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-_])")
+HALF = re.compile("[\ud800-\udfff]")  # half a character, which JSON can hold, is no text
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 # A home directory of any machine: a grid may have run on a cluster under another name.
 ANY_HOME = re.compile(
@@ -91,11 +92,11 @@ def scrubber(roots: Iterable[Path] = ()) -> Callable[[str], str]:
 
 def discreet(roots: Iterable[Path] = ()) -> Callable[[str], str]:
     """`scrubber`, also where an encoding of HTML, of URLs or of JSON hides what must not be told: the text is then
-    decoded."""
+    decoded. Half a character becomes a question mark."""
     scrubbed = scrubber(roots)
 
     def clean(text: str) -> str:
-        text = scrubbed(text)
+        text = scrubbed(HALF.sub("?", text))
         for decode in (unescape, unquote, _without_escapes):
             decoded = text
             for _ in range(3):  # encoded twice, it is still easy to read

@@ -258,9 +258,12 @@ def test_a_title_opens_nothing_that_it_does_not_close(page):
 
 
 def test_half_a_character_is_replaced(notebook, tmp_path):
-    path = notebook(new_code_cell("x", outputs=[new_output("stream", text="a#b")]))
-    path.write_text(path.read_text().replace("a#b", "a\\ud800b"))
-    assert "a?b" in publish_notebook(path, tmp_path / "page.html").read_text()
+    html_output = new_output("display_data", data={"text/html": "<b>e#b</b>"})
+    outputs = [new_output("stream", text="a#b"), html_output]
+    path = notebook(new_markdown_cell("# c#b\n\nIt is *d#b*."), new_code_cell("x", outputs=outputs))
+    path.write_text(path.read_text().replace("#b", "\\ud800b"))
+    html = publish_notebook(path, tmp_path / "page.html").read_text()
+    assert all(f"{letter}?b" in html for letter in "acde")
 
 
 def test_a_secret_with_signs_of_markdown_is_not_told(page, monkeypatch):
