@@ -62,7 +62,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
     books, own = tmp_path / "books", tmp_path / "own"
     books.mkdir()
     path = NOTEBOOKS / f"{FIRST}.ipynb"
-    small = SIZES[FIRST] | {"steps": 10, "more_seeds": []}
+    small = SIZES[FIRST] | {"steps": 4, "more_seeds": []}
     copy = papermill.execute_notebook(path, books / path.name, small, prepare_only=True, progress_bar=False)
     for cell in copy.cells:
         if cell.cell_type == "code":

@@ -29,7 +29,7 @@ SIZES = {
         "task": "patterns",
         "more_seeds": [1],
         "random_directions": 2,
-        "line_pictures": 100,
+        "line_pictures": 20,
     },
     "02_merging_comparison": {
         "suite": "thimble",
