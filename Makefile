@@ -19,7 +19,7 @@ report: $(READY)
 # those with a suite once with suite=vision8 or nli6 on stand-ins for the hub's data and the published weights.
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
-	rm -rf $(THIMBLE) $(STANDINS)
+	rm -rf $(THIMBLE)
 	$(MAKE) -j 2 pytest lint standins
 	SAFTNB_STORE=$(abspath $(THIMBLE))/store $(BIN)/saftnb grid tests/tools/thimble-seeds.yaml --runs $(RUNS)
 	$(BIN)/python tests/tools/thimble_notebooks.py $(THIMBLE) $(RUNS)/thimble-seeds
@@ -27,7 +27,9 @@ test: $(READY)
 		$(BIN)/python -m pytest -p tests.tools.private_kernels -n 2 --dist loadfile --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout=300 $(THIMBLE) $(STANDINS)/notebooks
 
+# The stand-ins, and the notebooks that run on them.
 standins: $(READY)
+	rm -rf $(STANDINS)
 	$(BIN)/python tests/tools/standins.py $(STANDINS)
 	$(BIN)/python tests/tools/thimble_notebooks.py $(STANDINS)/notebooks tests/tools/standins.yaml
 

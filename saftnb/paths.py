@@ -20,7 +20,8 @@ def store_root() -> Path:
 
 
 def data_root() -> Path:
-    """Downloaded data and weights: the folder ``SAFTNB_DATA``, by default ``runs/data`` under the project root."""
+    """Downloaded data and weights, and rendered pictures: the folder ``SAFTNB_DATA``, by default ``runs/data`` under
+    the project root."""
     return _chosen("SAFTNB_DATA", "data")
 
 

@@ -96,7 +96,7 @@ def discreet(roots: Iterable[Path] = ()) -> Callable[[str], str]:
     scrubbed = scrubber(roots)
 
     def clean(text: str) -> str:
-        text = scrubbed(HALF.sub("?", text))
+        text = HALF.sub("?", scrubbed(text))
         for decode in (unescape, unquote, _without_escapes):
             decoded = text
             for _ in range(3):  # encoded twice, it is still easy to read

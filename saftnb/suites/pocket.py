@@ -8,10 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from saftnb.suites import sources
 from saftnb.suites.task import Task, divide
 
 SPLIT_SEED, RENDER_SEED = 0, 20250
+DRAWERS = ("numpy", "pillow", "matplotlib")  # packages that decide what a rendered picture looks like
 _DIGITS = tuple("0123456789")
 # Prompts were chosen on zero-shot validation accuracy alone.
 _DIGIT_PROMPTS = ("the digit {}", "the number {}", "a handwritten digit {}")
@@ -88,27 +88,32 @@ def _patterns_picture(label: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def _render(draw: Draw, classes: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Drawing takes seconds: the pictures are kept under `data_root()`, for this code and these packages."""
+    """Drawing takes seconds: the pictures are kept under `data_root()`, after a hash of them and of what decides them,
+    so that those of other code and those of a damaged file are drawn anew."""
     labels = np.arange(count) % classes
-    file = data_root() / "rendered" / f"{draw.__name__.strip('_')}-{_drawn_by()}.npz"
-    # not there, or not whole, which the checksum in a zip file tells
-    with suppress(OSError, EOFError, ValueError, BadZipFile), file.open("rb") as opened, np.load(opened) as kept:
-        return kept["images"], labels
+    asked = f"{_drawn_by()} {classes} {count} {seed}".encode()
+    file = data_root() / "rendered" / f"{draw.__name__.strip('_')}.u8"
+    kept = b""
+    with suppress(OSError):
+        kept = file.read_bytes()
+    pixels = memoryview(kept)[32:]
+    if sha256(asked + pixels).digest() == kept[:32]:
+        return np.frombuffer(pixels, np.uint8).reshape(count, 3, render.SIZE, render.SIZE), labels
     generator = np.random.default_rng([RENDER_SEED, seed])
     images = np.stack([draw(int(label), generator) for label in labels])
     with suppress(OSError):  # where nothing can be written they are drawn each time
         file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(file, durable=False) as part, part.open("wb") as out:
-            np.savez(out, images=images)
+        with whole_file(file, durable=False) as part:
+            part.write_bytes(sha256(asked + images.data).digest() + images.data)
     return images, labels
 
 
 @cache
 def _drawn_by() -> str:
-    """Changes with everything that decides a rendered picture: our code, and the packages that draw and bring fonts."""
-    versions = [version(package) for package in ("numpy", "pillow", "matplotlib")]
+    """Changes with all that draws: our code, and the packages that draw and bring fonts."""
+    there = [f"{found.name} {found.version}" for name in DRAWERS for found in distributions(name=name)]
     code = [Path(file).read_text() for file in (__file__, render.__file__)]
-    return sha256("\n".join(versions + code).encode()).hexdigest()[:12]
+    return sha256("\n".join([*there, *code]).encode()).hexdigest()
 
 
 # name -> (origin, class names, prompts, source of (images, labels), {split: pictures})

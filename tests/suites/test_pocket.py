@@ -4,8 +4,8 @@ import errno
 import gzip
 import pickle
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -44,23 +44,29 @@ def test_rendered_pictures_are_the_same_each_time_and_differ_from_one_another(tm
     assert len({image.tobytes() for image in first}) == len(drawn) == 60
     assert (first == pictures()).all()
     assert not drawn
-    (kept,) = tmp_path.glob("rendered/picture-*.npz")
+    (kept,) = tmp_path.glob("rendered/*")
     whole = kept.read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1
-    for damaged in (flipped, whole[: len(whole) // 2], b""):
+    places = (0, 31, 32, 9000, len(whole) - 1)
+    flipped = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in places]
+    for damaged in (*flipped, whole[: len(whole) // 2], whole + b"x", b""):
         kept.write_bytes(damaged)
         assert (first == pictures()).all()
         assert drawn
         assert kept.read_bytes() == whole
+    with monkeypatch.context() as other:
+        other.setattr(pocket, "_drawn_by", lambda: "other code")
+        assert (first == pictures()).all()
+        assert drawn
+    assert (first == pictures()).all()
 
-    def full(file, images):
-        file.write(images.tobytes()[:1000])
+    def full(path, content):
+        with path.open("wb") as file:
+            file.write(content[:1000])
         raise OSError(errno.ENOSPC, "no space left")
 
     kept.unlink()
     with monkeypatch.context() as disk:
-        disk.setattr(np, "savez", full)
+        disk.setattr(Path, "write_bytes", full)
         assert (first == pictures()).all()
     assert not list(kept.parent.iterdir())
     monkeypatch.setenv("SAFTNB_DATA", __file__)  # a file, in which nothing can be kept
