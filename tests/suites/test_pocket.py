@@ -27,18 +27,19 @@ def test_every_task_has_the_splits_it_promises(name):
         assert counts.min() > 0.9 * counts.max(), (kind, counts)
 
 
-def test_rendered_pictures_are_the_same_each_time_and_differ_from_one_another(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["_fonts_picture", "_counts_picture", "_patterns_picture"])
+def test_rendered_pictures_are_the_same_each_time_and_differ_from_one_another(tmp_path, monkeypatch, name):
     """Drawn, read from where they are kept, drawn again because that file is damaged or cannot be there."""
     monkeypatch.setenv("SAFTNB_DATA", str(tmp_path))
     drawn = []
 
     def picture(label, generator):
         drawn.append(label)
-        return pocket._patterns_picture(label, generator)
+        return getattr(pocket, name)(label, generator)
 
     def pictures():
         drawn.clear()
-        return pocket._render(picture, 10, 60, 3)[0]
+        return pocket._render(picture, 6, 60, 3)[0]
 
     first = pictures()
     assert len({image.tobytes() for image in first}) == len(drawn) == 60
